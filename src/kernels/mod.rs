@@ -1,0 +1,161 @@
+//! Raw kernels over slices: what each computes, on which layout, to which accuracy.
+//!
+//! Below this line nothing is known of candle, config or files. [`reference`] holds the f64
+//! specification of every kernel, written to be read; [`cpu`] the tiers chosen at run time.
+//!
+//! Shape letters: T rows (tokens of the flat batch), H hidden, I intermediate, O output features,
+//! Q query heads, K key/value heads, D head_dim, E experts of the layer, k experts per token,
+//! S cached positions of a sequence.
+//!
+//! | kernel | formula | shapes | class |
+//! |---|---|---|---|
+//! | `embedding` | `out[t,:] = table[token[t],:]` | `table: [V,H]` bf16, `out: [T,H]` | exact |
+//! | `rms_norm` | `out = x · rsqrt(mean(x²) + eps) · w` | `x, out: [T,H]`, `w: [H]` | bounded |
+//! | `matmul` | `out[t,o] = b[o] + Σ_i w[o,i]·x[t,i]` | `w: [O,I]` bf16 row-major, `x: [T,I]`, `out: [T,O]` | bounded, row-invariant |
+//! | `rope` | half-split pairs `(i, i+D/2)`: `(x1·c − x2·s, x2·c + x1·s)`, in place | `x: [T,heads,D]`, `cos, sin: [T,D/2]` | bounded |
+//! | `topk_softmax` | the k largest logits of a row, ties to the lower index, in descending order; softmax over those k | `logits: [T,E]`, `indices, weights: [T,k]` | indices exact, weights bounded |
+//! | `moe_gate_up` | `h = W_gu[e]·x + b_gu[e]`; `g = min(h[2i], limit)`, `u = clamp(h[2i+1], ±limit)`; `out[i] = g·σ(alpha·g)·(u+1)` | `x: [T,H]`, `W_gu: [E,2I,H]`, `indices: [T,k]`, `out: [T·k,I]` | bounded, row-invariant |
+//! | `moe_down` | `out[t,:] = Σ_j weight[t,j] · (W_d[e_j]·a[t·k+j,:] + b_d[e_j])`, summed in the order of `indices` | `a: [T·k,I]`, `W_d: [E,H,I]`, `out: [T,H]` | bounded, row-invariant |
+//! | `kv_write` | stores row t of k and v at `slots[t]`, converted to the page's type | `k, v: [T,K,D]`, page `[2,K,64,D]` | exact |
+//! | `attention` | softmax over the visible positions and the head's sink, times V | `q, out: [T,Q,D]`, pages | bounded, row-invariant |
+//! | `mxfp4_decode` | `FP4[nibble] · 2^(scale−127)` | blocks `[rows, cols/2]`, scales `[rows, cols/32]` | exact |
+//! | `fp8_encode`, `fp8_decode` | E4M3FN, round to nearest even, saturate at ±448; NaN stays NaN | scalar | exact |
+//!
+//! **Classes.** *exact*: bit equality with the reference. *bounded*:
+//! `|out − ref| ≤ c·n·eps_f32·Σ|terms|` with n the length of the reduction and c stated by the test;
+//! the references return `Σ|terms|` beside the value, so that the tolerance follows the data.
+//! *row-invariant*: a row's result depends on that row's inputs alone, bit for bit: not on how many
+//! rows share the call, on their order, or on the number of threads. Prefill, decode and ragged
+//! batches are equal because of it.
+//!
+//! **MXFP4** (OCP Microscaling v1.0): 32 consecutive input features share one E8M0 scale; byte j of a
+//! block holds feature 2j in its low nibble and 2j+1 in its high nibble. Row 2i of `W_gu` is gate i,
+//! row 2i+1 is up i.
+//!
+//! **Pages.** One page holds [`PAGE_TOKENS`] positions of one layer: keys `[K, 64, D]`, then values
+//! `[K, 64, D]`. A sequence's page table maps position p to page `table[p / 64]`, row `p % 64`;
+//! [`NO_PAGE`] marks a page that left the window.
+
+#[allow(unsafe_code)]
+pub mod cpu;
+pub mod reference;
+
+use half::bf16;
+
+/// Elements per MXFP4 block; one E8M0 scale each.
+pub const MXFP4_BLOCK: usize = 32;
+
+/// FP4 E2M1 code points.
+pub const FP4: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
+/// Positions per page of the key-value cache.
+pub const PAGE_TOKENS: usize = 64;
+
+/// Page-table entry of a page that was given back.
+pub const NO_PAGE: u32 = u32::MAX;
+
+/// The expert matrices of one projection of one layer, as stored in the checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub enum Experts<'a> {
+    /// `[E, rows, cols]` in MXFP4.
+    Mxfp4 {
+        /// `E · rows · cols / 2` packed bytes.
+        blocks: &'a [u8],
+        /// `E · rows · cols / 32` E8M0 exponents.
+        scales: &'a [u8],
+    },
+    /// `[E, cols, rows]` in bf16: the transposed layout of dequantised checkpoints.
+    Bf16(&'a [bf16]),
+}
+
+/// Shape of the expert matrices of one projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExpertShape {
+    /// E.
+    pub experts: usize,
+    /// Output features of one expert.
+    pub rows: usize,
+    /// Input features of one expert, a multiple of [`MXFP4_BLOCK`].
+    pub cols: usize,
+}
+
+/// Clamped SwiGLU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SwigluParams {
+    /// Slope of the sigmoid.
+    pub alpha: f32,
+    /// Upper bound of the gate, bound of the magnitude of up.
+    pub limit: f32,
+}
+
+/// How the pages of one layer store keys and values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum KvFormat {
+    /// As computed.
+    F32,
+    /// Rounded to nearest even.
+    Bf16,
+    /// E4M3FN of `x / scale`, one scale each for the layer's keys and values.
+    Fp8 {
+        /// Scale of the keys.
+        k_scale: f32,
+        /// Scale of the values.
+        v_scale: f32,
+    },
+}
+
+impl KvFormat {
+    /// Bytes of one stored element.
+    pub fn element_bytes(self) -> usize {
+        match self {
+            KvFormat::F32 => 4,
+            KvFormat::Bf16 => 2,
+            KvFormat::Fp8 { .. } => 1,
+        }
+    }
+}
+
+/// Shape of a page and of the heads that read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Q, a multiple of `kv_heads`.
+    pub q_heads: usize,
+    /// K.
+    pub kv_heads: usize,
+    /// D, a multiple of 16.
+    pub head_dim: usize,
+}
+
+impl HeadShape {
+    /// Elements of one page: keys and values of [`PAGE_TOKENS`] positions.
+    pub fn page_elements(self) -> usize {
+        2 * self.kv_heads * PAGE_TOKENS * self.head_dim
+    }
+}
+
+/// Which positions each row of an attention call sees.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionRows<'a> {
+    /// Position of each row in its sequence, T entries. Row t sees positions
+    /// `max(0, p − window + 1) ..= p`, all of which must have been written.
+    pub positions: &'a [u32],
+    /// Index into `page_tables` of each row's sequence, T entries.
+    pub sequences: &'a [u32],
+    /// Page table of each sequence for this layer: page of positions `64·i .. 64·i + 64`.
+    pub page_tables: &'a [&'a [u32]],
+    /// Positions seen, the row's own included; `None` for all.
+    pub window: Option<usize>,
+}
+
+/// Decodes an E8M0 scale, `2^(s − 127)`. Exact for 0..=254; 255 is NaN in the OCP MX format.
+///
+/// Not `powi`: `2f32.powi(-127)` is `1 / 2^127`, and `powi(-128)` is `1 / inf = 0`.
+#[inline(always)]
+pub fn e8m0(s: u8) -> f32 {
+    match s {
+        0 => f32::from_bits(0x0040_0000), // 2^-127 is subnormal
+        255 => f32::NAN,
+        _ => f32::from_bits(u32::from(s) << 23),
+    }
+}

@@ -1,0 +1,1 @@
+//! The readable f64 specification of every kernel.
