@@ -1,1 +1,208 @@
-//! model
+//! [`GptOss`]: the transformer itself, from token ids to logits.
+//!
+//! Reads top to bottom like the model card: embedding, pre-norm blocks of attention and routed
+//! experts, final norm, untied head. The layers' own differences (experts, window) come from
+//! [`ModelConfig::block_configs`]. Everything is one flat ragged [`Batch`]: a prefill chunk of one
+//! sequence and decode steps of others go through the same call, and because every kernel is
+//! row-invariant a row's logits do not depend on its company.
+//!
+//! This is candle's world: activations are candle tensors, and `Device`, `DType` and `Tensor` are
+//! candle's own. Sequences and their pages live in [`crate::cache`]; nothing here samples or decodes
+//! text.
+//!
+//! Numbers: weights as stored (BF16, MXFP4), activations and accumulation in f32.
+//! The forward pass follows openai/gpt-oss `gpt_oss/torch/model.py` and transformers'
+//! `modeling_gpt_oss.py`.
+
+mod attention;
+mod batch;
+mod decoder_layer;
+mod linear;
+mod moe;
+mod norm;
+mod rope;
+
+pub use batch::{Batch, LogitRows};
+pub use candle_core::{DType, Device, Tensor};
+
+use crate::cache::{KvCache, Sequence};
+use crate::kernels::cpu::Cpu;
+use crate::weights::{Checkpoint, StoredTensor};
+use crate::{Error, ErrorKind, ModelConfig, Result, ops};
+use decoder_layer::DecoderLayer;
+use linear::Linear;
+use norm::RmsNorm;
+use rope::YarnRope;
+
+/// A gpt-oss or gpt-oss-puzzle transformer, ready to run.
+///
+/// Immutable and shareable between threads: what changes from step to step lives in
+/// [`Sequence`]s.
+pub struct GptOss {
+    config: ModelConfig,
+    cpu: Cpu,
+    embed_tokens: StoredTensor, // [V, H]
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    lm_head: Linear, // [V, H]
+    rope: YarnRope,
+}
+
+/// What every layer of one forward pass shares.
+struct Step<'a> {
+    cpu: &'a Cpu,
+    positions: &'a [u32],    // T
+    sequence_ids: &'a [u32], // T, index into `sequences`
+    sequences: &'a [&'a Sequence],
+    cache: &'a KvCache,
+    cos: Tensor, // [T, D/2]
+    sin: Tensor, // [T, D/2]
+}
+
+impl GptOss {
+    /// Takes the weights of `checkpoint`, which stay in its mapped files. `threads` is the number of
+    /// worker threads, 0 for one per available core.
+    ///
+    /// # Errors
+    /// `Checkpoint` for a tensor that is missing or has the wrong dtype or shape; `InvalidRequest`
+    /// when `MAX_CPU_ISA` names no instruction set.
+    pub fn new(checkpoint: &Checkpoint, threads: usize) -> Result<GptOss> {
+        let config = checkpoint.config().clone();
+        let (vocab, hidden) = (config.vocab_size, config.hidden_size);
+        Ok(GptOss {
+            cpu: Cpu::new(threads),
+            embed_tokens: checkpoint.bf16("model.embed_tokens.weight", &[vocab, hidden])?,
+            layers: (0..config.num_hidden_layers())
+                .map(|layer| DecoderLayer::new(checkpoint, layer))
+                .collect::<Result<_>>()?,
+            norm: RmsNorm::new(checkpoint, "model.norm.weight")?,
+            lm_head: Linear::without_bias(checkpoint, "lm_head", vocab, hidden)?,
+            rope: YarnRope::new(&config.rope, config.head_dim),
+            config,
+        })
+    }
+
+    /// The configuration the model was built from.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The CPU kernels the model runs on: `scalar`, `avx2` or `avx512`, and the number of threads.
+    pub fn kernels(&self) -> String {
+        format!("{:?} x {}", self.cpu.isa(), self.cpu.threads()).to_lowercase()
+    }
+
+    /// One step over a flat ragged batch.
+    ///
+    /// Row t of `batch` is one token of `sequences[batch.sequence_ids()[t]]`; its position must be the
+    /// next one of that sequence. Keys and values of every row are appended to the sequences, which
+    /// must all come from one [`KvCache`]. Returns f32 logits `[rows asked for, V]` in the order of
+    /// the rows; no row asked for gives `[0, V]`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for a batch that is empty or inconsistent with the sequences, or a token
+    /// outside the vocabulary; `ContextOverflow` for a position beyond `max_position_embeddings`;
+    /// `CacheFull` when the pool has too few pages. The sequences are as they were before the call.
+    pub fn forward(&self, batch: &Batch, sequences: &mut [&mut Sequence]) -> Result<Tensor> {
+        self.check(batch, sequences)?;
+        let counts = batch.tokens_per_sequence(sequences.len());
+        let result = reserve(sequences, &counts).and_then(|()| {
+            let shared: Vec<&Sequence> = sequences.iter().map(|s| &**s).collect();
+            self.run(batch, &shared)
+        });
+        for (sequence, count) in sequences.iter_mut().zip(counts) {
+            match &result {
+                Ok(_) => sequence.commit(count),
+                Err(_) => sequence.drop_pages_beyond_len(),
+            }
+        }
+        result
+    }
+
+    fn run(&self, batch: &Batch, sequences: &[&Sequence]) -> Result<Tensor> {
+        let device = Device::Cpu;
+        let (cos, sin) = self.rope.cos_sin(batch.positions(), &device)?;
+        let step = Step {
+            cpu: &self.cpu,
+            positions: batch.positions(),
+            sequence_ids: batch.sequence_ids(),
+            sequences,
+            cache: sequences[0].cache(),
+            cos,
+            sin,
+        };
+        let tokens = Tensor::new(batch.tokens(), &device)?;
+        let hidden = self.config.hidden_size;
+        let mut x = ops::embedding(&self.cpu, &tokens, self.embed_tokens.bf16(), hidden)?; // [T, H]
+        for (index, layer) in self.layers.iter().enumerate() {
+            x = layer.forward(x, index, &step)?;
+        }
+        if batch.logit_rows().is_empty() {
+            return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &device)?);
+        }
+        let rows = Tensor::new(batch.logit_rows(), &device)?;
+        let x = self.norm.forward(&x.index_select(&rows, 0)?, &self.cpu)?; // [rows, H]
+        self.lm_head.forward(&x, &self.cpu) // [rows, V]
+    }
+
+    fn check(&self, batch: &Batch, sequences: &[&mut Sequence]) -> Result<()> {
+        if batch.is_empty() {
+            return Err(Error::invalid_request("the batch is empty"));
+        }
+        let mut next: Vec<usize> = sequences.iter().map(|s| s.len()).collect();
+        for sequence in sequences {
+            if !sequence.cache().same_pool(sequences[0].cache()) {
+                return Err(Error::invalid_request(
+                    "the sequences of a batch come from different caches",
+                ));
+            }
+            if !sequence.cache().fits(&self.config) {
+                return Err(Error::invalid_request(
+                    "the key-value cache was made for a model of another shape",
+                ));
+            }
+        }
+        let rows = batch.tokens().iter().zip(batch.positions()).zip(batch.sequence_ids());
+        for (row, ((&token, &position), &id)) in rows.enumerate() {
+            if token as usize >= self.config.vocab_size {
+                return Err(Error::invalid_request(format!(
+                    "row {row}: token {token} is outside the vocabulary of {}",
+                    self.config.vocab_size
+                )));
+            }
+            let Some(next) = next.get_mut(id as usize) else {
+                return Err(Error::invalid_request(format!(
+                    "row {row}: sequence {id} of {}",
+                    sequences.len()
+                )));
+            };
+            if position as usize != *next {
+                return Err(Error::invalid_request(format!(
+                    "row {row}: position {position}, but sequence {id} continues at {next}"
+                )));
+            }
+            if *next >= self.config.max_position_embeddings {
+                return Err(Error::new(
+                    ErrorKind::ContextOverflow,
+                    format!(
+                        "row {row}: position {position} of a context of {}",
+                        self.config.max_position_embeddings
+                    ),
+                ));
+            }
+            *next += 1;
+        }
+        Ok(())
+    }
+}
+
+/// Takes every page the step needs from the pool, or none.
+fn reserve(sequences: &mut [&mut Sequence], counts: &[usize]) -> Result<()> {
+    let needed = sequences.iter().zip(counts).map(|(s, &n)| s.pages_to_append(n)).sum();
+    let cache = sequences[0].cache().clone();
+    let mut pages = cache.allocate(needed)?;
+    let appended =
+        (sequences.iter_mut().zip(counts)).try_for_each(|(s, &n)| s.append(n, &mut pages));
+    cache.release(pages.into_iter());
+    appended
+}

@@ -1,0 +1,286 @@
+//! [`KvCache`]: the pages themselves, which are free, and how many hold each.
+
+use crate::config::{BlockConfig, ModelConfig};
+use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS};
+use crate::weights::KvScales;
+use crate::{Error, ErrorKind, Result, ops};
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::Sequence;
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum KvDtype {
+    /// 4 bytes, exact; for tests.
+    F32,
+    /// 2 bytes, rounded to nearest even.
+    #[default]
+    Bf16,
+    /// 1 byte: E4M3 of the value over the layer's calibrated scale, saturating at 448.
+    Fp8,
+}
+
+impl std::str::FromStr for KvDtype {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<KvDtype> {
+        match s {
+            "f32" => Ok(KvDtype::F32),
+            "bf16" => Ok(KvDtype::Bf16),
+            "fp8" => Ok(KvDtype::Fp8),
+            _ => Err(Error::invalid_request(format!(
+                "key-value dtype is {s:?}, expected \"bf16\", \"fp8\" or \"f32\""
+            ))),
+        }
+    }
+}
+
+/// Size and storage type of a [`KvCache`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct KvCacheConfig {
+    /// Storage type of every page.
+    pub dtype: KvDtype,
+    /// Number of pages, see [`KvCache::pages_for`].
+    pub pages: usize,
+    /// FP8 scales, one per layer; required for [`KvDtype::Fp8`], ignored otherwise.
+    pub scales: Option<Vec<KvScales>>,
+}
+
+/// A pool of key-value pages shared by all layers and by any number of sequences.
+///
+/// Cheap to clone; clones share the pages. Pages that were never written take address space, not
+/// memory.
+#[derive(Clone, Debug)]
+pub struct KvCache(Arc<Pool>);
+
+#[derive(Debug)]
+struct Pool {
+    /// `[pages, words per page]` of 32-bit words: zeroed words come untouched from the operating
+    /// system, and are aligned for every storage type.
+    words: Tensor,
+    formats: Vec<KvFormat>,
+    blocks: Vec<BlockConfig>,
+    heads: HeadShape,
+    page_bytes: usize,
+    allocator: Mutex<Allocator>,
+}
+
+/// Which pages are free, and how many page tables hold each of the others.
+#[derive(Debug)]
+struct Allocator {
+    free: Vec<u32>,
+    references: Vec<u32>,
+}
+
+impl KvCache {
+    /// Reserves `config.pages` pages for a model of shape `model` on `device`.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for no pages, for more than fit 32-bit page numbers or the address space, and
+    /// for FP8 without one finite positive scale pair per layer: the unit scales other engines fall
+    /// back to silently cost accuracy.
+    pub fn new(model: &ModelConfig, config: &KvCacheConfig, device: &Device) -> Result<KvCache> {
+        let heads = head_shape(model);
+        let formats = formats(model, config)?;
+        let page_bytes = page_bytes(model, config.dtype);
+        let count = u32::try_from(config.pages).ok().filter(|n| (1..u32::MAX).contains(n));
+        let words =
+            config.pages.checked_mul(page_bytes / 4).filter(|n| *n <= isize::MAX as usize / 4);
+        let (Some(count), Some(_)) = (count, words) else {
+            return Err(Error::invalid_request(format!(
+                "a key-value cache of {} pages of {page_bytes} bytes cannot be addressed",
+                config.pages
+            )));
+        };
+        Ok(KvCache(Arc::new(Pool {
+            words: Tensor::zeros((config.pages, page_bytes / 4), DType::U32, device)?,
+            formats,
+            blocks: model.block_configs.clone(),
+            heads,
+            page_bytes,
+            allocator: Mutex::new(Allocator {
+                free: (0..count).rev().collect(),
+                references: vec![0; config.pages],
+            }),
+        })))
+    }
+
+    /// Pages that one sequence of `tokens` positions holds at most, when it is fed in chunks of up to
+    /// `chunk` tokens: per layer the pages its window covers, the page being filled, and those of the
+    /// chunk that the window has not yet left behind.
+    pub fn pages_for(model: &ModelConfig, tokens: usize, chunk: usize) -> usize {
+        let all = tokens.div_ceil(PAGE_TOKENS);
+        let layer = |block: &BlockConfig| match block.sliding_window {
+            None => all,
+            // Unaligned at both ends: one page more than the length alone would need.
+            Some(window) => all.min(window.saturating_add(chunk).div_ceil(PAGE_TOKENS) + 1),
+        };
+        model.block_configs.iter().map(layer).sum()
+    }
+
+    /// Bytes of one page.
+    pub fn head_shape(model: &ModelConfig) -> HeadShape {
+        HeadShape {
+            q_heads: model.num_attention_heads,
+            kv_heads: model.num_key_value_heads,
+            head_dim: model.head_dim,
+        }
+    }
+
+    fn page_bytes(model: &ModelConfig, dtype: KvDtype) -> usize {
+        page_bytes(model, dtype)
+    }
+
+    /// An empty sequence whose pages come from this pool.
+    pub fn sequence(&self) -> Sequence {
+        Sequence::new(self.clone())
+    }
+
+    /// Pages in the pool.
+    pub fn pages(&self) -> usize {
+        self.lock().references.len()
+    }
+
+    /// Pages no sequence holds.
+    pub fn free_pages(&self) -> usize {
+        self.lock().free.len()
+    }
+
+    /// Bytes of the pages that sequences hold.
+    pub fn used_bytes(&self) -> usize {
+        let allocator = self.lock();
+        (allocator.references.len() - allocator.free.len()) * self.0.page_bytes
+    }
+
+    pub(crate) fn words(&self) -> &Tensor {
+        &self.0.words
+    }
+
+    pub(crate) fn format(&self, layer: usize) -> KvFormat {
+        self.0.formats[layer]
+    }
+
+    pub(crate) fn heads(&self) -> HeadShape {
+        self.0.heads
+    }
+
+    pub(crate) fn window(&self, layer: usize) -> Option<usize> {
+        self.0.blocks[layer].sliding_window
+    }
+
+    pub(crate) fn layers(&self) -> usize {
+        self.0.blocks.len()
+    }
+
+    /// True when the pages and windows are those of `model`.
+    pub(crate) fn fits(&self, model: &ModelConfig) -> bool {
+        let windows = |blocks: &[BlockConfig]| -> Vec<_> {
+            blocks.iter().map(|b| b.sliding_window).collect()
+        };
+        self.0.heads == head_shape(model)
+            && windows(&self.0.blocks) == windows(&model.block_configs)
+    }
+
+    pub(crate) fn same_pool(&self, other: &KvCache) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// `count` pages, each held once: all of them or none.
+    pub(crate) fn allocate(&self, count: usize) -> Result<Vec<u32>> {
+        let mut allocator = self.lock();
+        let Some(rest) = allocator.free.len().checked_sub(count) else {
+            return Err(Error::new(
+                ErrorKind::CacheFull,
+                format!(
+                    "the key-value cache has {} of {} pages free, this step needs {count}",
+                    allocator.free.len(),
+                    allocator.references.len()
+                ),
+            ));
+        };
+        let mut pages = allocator.free.split_off(rest);
+        pages.reverse();
+        for page in &pages {
+            allocator.references[*page as usize] = 1;
+        }
+        Ok(pages)
+    }
+
+    pub(super) fn retain(&self, pages: impl Iterator<Item = u32>) {
+        let mut allocator = self.lock();
+        for page in pages {
+            allocator.references[page as usize] += 1;
+        }
+    }
+
+    pub(crate) fn release(&self, pages: impl Iterator<Item = u32>) {
+        let mut allocator = self.lock();
+        for page in pages {
+            let references = &mut allocator.references[page as usize];
+            *references -= 1;
+            if *references == 0 {
+                allocator.free.push(page);
+            }
+        }
+    }
+
+    pub(super) fn copy_page(&self, from: u32, to: u32) -> Result<()> {
+        Ok(ops::copy_page(&self.0.words, from, to)?)
+    }
+
+    pub(super) fn is_shared(&self, page: u32) -> bool {
+        self.lock().references[page as usize] > 1
+    }
+
+    /// Page numbers are plain data: a panic elsewhere while they were held leaves them consistent.
+    fn lock(&self) -> MutexGuard<'_, Allocator> {
+        self.0.allocator.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn head_shape(model: &ModelConfig) -> HeadShape {
+    HeadShape {
+        q_heads: model.num_attention_heads,
+        kv_heads: model.num_key_value_heads,
+        head_dim: model.head_dim,
+    }
+}
+
+fn page_bytes(model: &ModelConfig, dtype: KvDtype) -> usize {
+    let element = match dtype {
+        KvDtype::F32 => 4,
+        KvDtype::Bf16 => 2,
+        KvDtype::Fp8 => 1,
+    };
+    2 * model.num_key_value_heads * PAGE_TOKENS * model.head_dim * element
+}
+
+fn formats(model: &ModelConfig, config: &KvCacheConfig) -> Result<Vec<KvFormat>> {
+    let layers = model.num_hidden_layers();
+    match (config.dtype, &config.scales) {
+        (KvDtype::F32, _) => Ok(vec![KvFormat::F32; layers]),
+        (KvDtype::Bf16, _) => Ok(vec![KvFormat::Bf16; layers]),
+        (KvDtype::Fp8, None) => Err(Error::invalid_request(
+            "an FP8 key-value cache needs calibrated scales: the checkpoint has none, and none were passed",
+        )),
+        (KvDtype::Fp8, Some(scales)) if scales.len() != layers => Err(Error::invalid_request(
+            format!("{} key-value scales were passed for {layers} layers", scales.len()),
+        )),
+        (KvDtype::Fp8, Some(scales)) => (scales.iter().enumerate())
+            .map(|(layer, &KvScales { k, v })| {
+                for (scale, name) in [(k, "k_scale"), (v, "v_scale")] {
+                    if !(scale.is_finite() && scale > 0.0) {
+                        return Err(Error::invalid_request(format!(
+                            "{name} of layer {layer} is {scale}, expected a positive number"
+                        )));
+                    }
+                }
+                Ok(KvFormat::Fp8 { k_scale: k, v_scale: v })
+            })
+            .collect(),
+    }
+}

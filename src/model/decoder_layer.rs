@@ -1,0 +1,39 @@
+//! [`DecoderLayer`]: one pre-norm block, attention and then routed experts.
+
+use super::Step;
+use super::attention::Attention;
+use super::moe::Moe;
+use super::norm::RmsNorm;
+use crate::Result;
+use crate::weights::Checkpoint;
+use candle_core::Tensor;
+
+/// `x += attention(norm(x))`, then `x += experts(norm(x))`.
+pub(super) struct DecoderLayer {
+    input_layernorm: RmsNorm,
+    self_attn: Attention,
+    post_attention_layernorm: RmsNorm,
+    mlp: Moe,
+}
+
+impl DecoderLayer {
+    pub(super) fn new(checkpoint: &Checkpoint, layer: usize) -> Result<DecoderLayer> {
+        let norm =
+            |name: &str| RmsNorm::new(checkpoint, &format!("model.layers.{layer}.{name}.weight"));
+        Ok(DecoderLayer {
+            input_layernorm: norm("input_layernorm")?,
+            self_attn: Attention::new(checkpoint, layer)?,
+            post_attention_layernorm: norm("post_attention_layernorm")?,
+            mlp: Moe::new(checkpoint, layer)?,
+        })
+    }
+
+    /// `x: [T, H]` to `[T, H]`.
+    pub(super) fn forward(&self, x: Tensor, layer: usize, step: &Step<'_>) -> Result<Tensor> {
+        let normed = self.input_layernorm.forward(&x, step.cpu)?;
+        let x = (x + self.self_attn.forward(&normed, layer, step)?)?;
+        let normed = self.post_attention_layernorm.forward(&x, step.cpu)?;
+        let experts = self.mlp.forward(&normed, step.cpu)?;
+        Ok((x + experts)?)
+    }
+}

@@ -1,0 +1,89 @@
+//! [`Moe`]: the router and its experts.
+
+use super::linear::Linear;
+use crate::Result;
+use crate::kernels::cpu::Cpu;
+use crate::kernels::{ExpertShape, Experts, SwigluParams};
+use crate::ops::{self, ExpertProjection};
+use crate::weights::{Checkpoint, ExpertTensors, StoredTensor};
+use candle_core::Tensor;
+
+/// Each token goes to the k experts of the largest router logits, weighted by the softmax over those
+/// k alone. An expert is a clamped SwiGLU: gate and up come from interleaved rows of one projection,
+/// the gate is clamped from above, up from both sides, and up counts from 1.
+pub(super) struct Moe {
+    router: Linear,              // [E, H]
+    gate_up_proj: ExpertWeights, // E × [2I, H]
+    down_proj: ExpertWeights,    // E × [H, I]
+    experts_per_token: usize,
+    swiglu: SwigluParams,
+}
+
+struct ExpertWeights {
+    weight: ExpertTensors,
+    bias: StoredTensor, // [E, rows]
+    shape: ExpertShape,
+}
+
+impl Moe {
+    pub(super) fn new(checkpoint: &Checkpoint, layer: usize) -> Result<Moe> {
+        let config = checkpoint.config();
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let experts = config.block_configs[layer].num_local_experts;
+        let router = format!("model.layers.{layer}.mlp.router");
+        Ok(Moe {
+            router: Linear::new(checkpoint, &router, experts, hidden)?,
+            gate_up_proj: ExpertWeights::new(
+                checkpoint,
+                layer,
+                "gate_up_proj",
+                ExpertShape { experts, rows: 2 * intermediate, cols: hidden },
+            )?,
+            down_proj: ExpertWeights::new(
+                checkpoint,
+                layer,
+                "down_proj",
+                ExpertShape { experts, rows: hidden, cols: intermediate },
+            )?,
+            experts_per_token: config.num_experts_per_tok,
+            swiglu: SwigluParams {
+                alpha: config.swiglu_alpha as f32,
+                limit: config.swiglu_limit as f32,
+            },
+        })
+    }
+
+    /// `x: [T, H]` to `[T, H]`.
+    pub(super) fn forward(&self, x: &Tensor, cpu: &Cpu) -> Result<Tensor> {
+        let logits = self.router.forward(x, cpu)?; // [T, E]
+        let routing = ops::topk_softmax(cpu, &logits, self.experts_per_token)?; // [2, T, k]
+        let a = ops::moe_gate_up(cpu, x, &routing, self.gate_up_proj.projection(), self.swiglu)?; // [T·k, I]
+        Ok(ops::moe_down(cpu, &a, &routing, self.down_proj.projection())?) // [T, H]
+    }
+}
+
+impl ExpertWeights {
+    fn new(
+        checkpoint: &Checkpoint,
+        layer: usize,
+        projection: &str,
+        shape: ExpertShape,
+    ) -> Result<ExpertWeights> {
+        let bias = format!("model.layers.{layer}.mlp.experts.{projection}_bias");
+        Ok(ExpertWeights {
+            weight: checkpoint.experts(layer, projection, shape.rows, shape.cols)?,
+            bias: checkpoint.bf16(&bias, &[shape.experts, shape.rows])?,
+            shape,
+        })
+    }
+
+    fn projection(&self) -> ExpertProjection<'_> {
+        let weight = match &self.weight {
+            ExpertTensors::Mxfp4 { blocks, scales } => {
+                Experts::Mxfp4 { blocks: blocks.bytes(), scales: scales.bytes() }
+            }
+            ExpertTensors::Bf16(weight) => Experts::Bf16(weight.bf16()),
+        };
+        ExpertProjection { weight, bias: self.bias.bf16(), shape: self.shape }
+    }
+}

@@ -1,0 +1,40 @@
+//! `matmul`: a dense BF16 projection of f32 activations.
+
+use super::f32_slice;
+use crate::kernels::cpu::Cpu;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use half::bf16;
+
+struct Matmul<'a> {
+    cpu: &'a Cpu,
+    weight: &'a [bf16],
+    bias: Option<&'a [f32]>,
+    rows: usize,
+    cols: usize,
+}
+
+impl CustomOp1 for Matmul<'_> {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let tokens = layout.dims()[0];
+        let mut out = vec![0.0; tokens * self.rows];
+        let x = f32_slice(x, layout)?;
+        self.cpu.matmul(&mut out, self.weight, x, self.bias, self.rows, self.cols);
+        Ok((CpuStorage::F32(out), (tokens, self.rows).into()))
+    }
+}
+
+/// `x · weightᵀ + bias`: `x: [T, cols]`, `weight: [rows, cols]`, result `[T, rows]`.
+pub(crate) fn matmul(
+    cpu: &Cpu,
+    x: &Tensor,
+    weight: &[bf16],
+    bias: Option<&[f32]>,
+    rows: usize,
+    cols: usize,
+) -> Result<Tensor> {
+    x.apply_op1_no_bwd(&Matmul { cpu, weight, bias, rows, cols })
+}

@@ -1,0 +1,97 @@
+//! `moe_gate_up` and `moe_down`: the two halves of the routed experts.
+
+use super::{f32_slice, u32_slice};
+use crate::kernels::cpu::Cpu;
+use crate::kernels::{ExpertShape, Experts, SwigluParams};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
+use half::bf16;
+
+/// One projection of a layer's experts, as stored.
+#[derive(Clone, Copy)]
+pub(crate) struct ExpertProjection<'a> {
+    /// The matrices, `[rows, cols]` each.
+    pub(crate) weight: Experts<'a>,
+    /// `[E, rows]`.
+    pub(crate) bias: &'a [bf16],
+    /// E, rows and cols.
+    pub(crate) shape: ExpertShape,
+}
+
+struct MoeGateUp<'a> {
+    cpu: &'a Cpu,
+    experts: ExpertProjection<'a>,
+    swiglu: SwigluParams,
+}
+
+impl CustomOp2 for MoeGateUp<'_> {
+    fn name(&self) -> &'static str {
+        "moe_gate_up"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        routing: &CpuStorage,
+        routing_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (tokens, k) = (routing_layout.dims()[1], routing_layout.dims()[2]);
+        let (indices, _) = u32_slice(routing, routing_layout)?.split_at(tokens * k);
+        let intermediate = self.experts.shape.rows / 2;
+        let mut out = vec![0.0; tokens * k * intermediate];
+        let ExpertProjection { weight, bias, shape } = self.experts;
+        let x = f32_slice(x, x_layout)?;
+        self.cpu.moe_gate_up(&mut out, weight, bias, shape, x, indices, k, self.swiglu);
+        Ok((CpuStorage::F32(out), (tokens * k, intermediate).into()))
+    }
+}
+
+/// The activated hidden state of each token's experts: `x: [T, H]`, `routing` as made by
+/// [`topk_softmax`](super::topk_softmax), `experts` of shape `[E, 2I, H]`, result `[T · k, I]`.
+pub(crate) fn moe_gate_up(
+    cpu: &Cpu,
+    x: &Tensor,
+    routing: &Tensor,
+    experts: ExpertProjection<'_>,
+    swiglu: SwigluParams,
+) -> Result<Tensor> {
+    x.apply_op2_no_bwd(routing, &MoeGateUp { cpu, experts, swiglu })
+}
+
+struct MoeDown<'a> {
+    cpu: &'a Cpu,
+    experts: ExpertProjection<'a>,
+}
+
+impl CustomOp2 for MoeDown<'_> {
+    fn name(&self) -> &'static str {
+        "moe_down"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        a_layout: &Layout,
+        routing: &CpuStorage,
+        routing_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (tokens, k) = (routing_layout.dims()[1], routing_layout.dims()[2]);
+        let (indices, bits) = u32_slice(routing, routing_layout)?.split_at(tokens * k);
+        let weights: Vec<f32> = bits.iter().map(|b| f32::from_bits(*b)).collect();
+        let ExpertProjection { weight, bias, shape } = self.experts;
+        let mut out = vec![0.0; tokens * shape.rows];
+        let a = f32_slice(a, a_layout)?;
+        self.cpu.moe_down(&mut out, weight, bias, shape, a, indices, &weights, k);
+        Ok((CpuStorage::F32(out), (tokens, shape.rows).into()))
+    }
+}
+
+/// The routed experts' weighted sum: `a: [T · k, I]`, `experts` of shape `[E, H, I]`, result `[T, H]`.
+pub(crate) fn moe_down(
+    cpu: &Cpu,
+    a: &Tensor,
+    routing: &Tensor,
+    experts: ExpertProjection<'_>,
+) -> Result<Tensor> {
+    a.apply_op2_no_bwd(routing, &MoeDown { cpu, experts })
+}

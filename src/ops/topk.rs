@@ -1,0 +1,35 @@
+//! `topk_softmax`: which experts each token is routed to, and with which weights.
+
+use super::f32_slice;
+use crate::kernels::cpu::Cpu;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+
+struct TopkSoftmax<'a> {
+    cpu: &'a Cpu,
+    k: usize,
+}
+
+impl CustomOp1 for TopkSoftmax<'_> {
+    fn name(&self) -> &'static str {
+        "topk_softmax"
+    }
+
+    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (tokens, experts) = (layout.dims()[0], layout.dims()[1]);
+        let logits = f32_slice(logits, layout)?;
+        let mut routing = vec![0; 2 * tokens * self.k];
+        let (indices, bits) = routing.split_at_mut(tokens * self.k);
+        let mut weights = vec![0.0; tokens * self.k];
+        self.cpu.topk_softmax(indices, &mut weights, logits, experts, self.k);
+        for (bits, weight) in bits.iter_mut().zip(weights) {
+            *bits = weight.to_bits();
+        }
+        Ok((CpuStorage::U32(routing), (2, tokens, self.k).into()))
+    }
+}
+
+/// The `k` largest of `logits: [T, E]` per row and their softmax, as one u32 tensor `[2, T, k]`:
+/// expert indices, then the bits of the f32 weights. One tensor, because a custom op has one result.
+pub(crate) fn topk_softmax(cpu: &Cpu, logits: &Tensor, k: usize) -> Result<Tensor> {
+    logits.apply_op1_no_bwd(&TopkSoftmax { cpu, k })
+}
