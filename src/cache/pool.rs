@@ -86,7 +86,7 @@ impl KvCache {
     pub fn new(model: &ModelConfig, config: &KvCacheConfig, device: &Device) -> Result<KvCache> {
         let heads = head_shape(model);
         let formats = formats(model, config)?;
-        let page_bytes = page_bytes(model, config.dtype);
+        let page_bytes = KvCache::page_bytes(model, config.dtype);
         let count = u32::try_from(config.pages).ok().filter(|n| (1..u32::MAX).contains(n));
         let words =
             config.pages.checked_mul(page_bytes / 4).filter(|n| *n <= isize::MAX as usize / 4);
@@ -123,16 +123,13 @@ impl KvCache {
     }
 
     /// Bytes of one page.
-    pub fn head_shape(model: &ModelConfig) -> HeadShape {
-        HeadShape {
-            q_heads: model.num_attention_heads,
-            kv_heads: model.num_key_value_heads,
-            head_dim: model.head_dim,
-        }
-    }
-
-    fn page_bytes(model: &ModelConfig, dtype: KvDtype) -> usize {
-        page_bytes(model, dtype)
+    pub fn page_bytes(model: &ModelConfig, dtype: KvDtype) -> usize {
+        let element = match dtype {
+            KvDtype::F32 => 4,
+            KvDtype::Bf16 => 2,
+            KvDtype::Fp8 => 1,
+        };
+        head_shape(model).page_elements() * element
     }
 
     /// An empty sequence whose pages come from this pool.
@@ -248,15 +245,6 @@ fn head_shape(model: &ModelConfig) -> HeadShape {
         kv_heads: model.num_key_value_heads,
         head_dim: model.head_dim,
     }
-}
-
-fn page_bytes(model: &ModelConfig, dtype: KvDtype) -> usize {
-    let element = match dtype {
-        KvDtype::F32 => 4,
-        KvDtype::Bf16 => 2,
-        KvDtype::Fp8 => 1,
-    };
-    2 * model.num_key_value_heads * PAGE_TOKENS * model.head_dim * element
 }
 
 fn formats(model: &ModelConfig, config: &KvCacheConfig) -> Result<Vec<KvFormat>> {
