@@ -64,7 +64,6 @@ pub struct Cpu {
     pool: Pool,
 }
 
-<<<<<<< HEAD
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cpu").field("isa", &self.isa()).field("threads", &self.threads()).finish()
@@ -168,30 +167,6 @@ impl Cpu {
     /// # Panics
     ///
     /// When `cols` is 0 or a length is not what the shapes say.
-=======
-#[allow(unused_variables, missing_docs, clippy::too_many_arguments)]
-impl Cpu {
-    /// The best tier of this machine (capped by `MAX_CPU_ISA`) on `threads` threads; 0 means one per core available to the process.
-    pub fn new(threads: usize) -> Cpu {
-        unimplemented!()
-    }
-    /// `None` when this CPU lacks `isa`.
-    pub fn with_isa(isa: Isa, threads: usize) -> Option<Cpu> {
-        unimplemented!()
-    }
-    pub fn isa(&self) -> Isa {
-        unimplemented!()
-    }
-    pub fn threads(&self) -> usize {
-        unimplemented!()
-    }
-    pub fn embedding(&self, out: &mut [f32], table: &[bf16], tokens: &[u32], hidden: usize) {
-        unimplemented!()
-    }
-    pub fn rms_norm(&self, out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
-        unimplemented!()
-    }
->>>>>>> weights
     pub fn matmul(
         &self,
         out: &mut [f32],
@@ -201,7 +176,6 @@ impl Cpu {
         rows: usize,
         cols: usize,
     ) {
-<<<<<<< HEAD
         assert!(cols > 0 && x.len().is_multiple_of(cols), "x");
         let t = x.len() / cols;
         assert_eq!(w.len(), rows * cols, "w");
@@ -251,14 +225,6 @@ impl Cpu {
     /// # Panics
     ///
     /// When k is 0 or above `experts`, or a length is not what the shapes say.
-=======
-        unimplemented!()
-    }
-    /// `cos`, `sin`: `[T, D/2]` for the rows of `x: [T, heads, D]`.
-    pub fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], heads: usize, head_dim: usize) {
-        unimplemented!()
-    }
->>>>>>> weights
     pub fn topk_softmax(
         &self,
         indices: &mut [u32],
@@ -267,7 +233,6 @@ impl Cpu {
         experts: usize,
         k: usize,
     ) {
-<<<<<<< HEAD
         assert!(k > 0 && k <= experts, "k is {k}, experts are {experts}");
         assert!(logits.len().is_multiple_of(experts), "logits");
         let t = logits.len() / experts;
@@ -326,11 +291,6 @@ impl Cpu {
     /// When an index is not below `shape.experts`, k is 0, `shape.rows` is odd, `shape.cols` is 0 or (for
     /// MXFP4) no multiple of 32, or a length is not what the shapes say.
     #[allow(clippy::too_many_arguments)]
-=======
-        unimplemented!()
-    }
-    /// `indices: [T, k]`, every entry below `shape.experts`; `bias: [E, 2I]`; `shape.rows` is 2I.
->>>>>>> weights
     pub fn moe_gate_up(
         &self,
         out: &mut [f32],
@@ -342,7 +302,6 @@ impl Cpu {
         k: usize,
         swiglu: SwigluParams,
     ) {
-<<<<<<< HEAD
         experts::check(w, bias, shape, indices, k);
         assert!(shape.rows.is_multiple_of(2), "rows of gate and up are {}", shape.rows);
         assert_eq!(x.len(), indices.len() / k * shape.cols, "x");
@@ -360,10 +319,6 @@ impl Cpu {
     /// When an index is not below `shape.experts`, k is 0, `shape.cols` is 0 or (for MXFP4) no multiple of
     /// 32, or a length is not what the shapes say.
     #[allow(clippy::too_many_arguments)]
-=======
-        unimplemented!()
-    }
->>>>>>> weights
     pub fn moe_down(
         &self,
         out: &mut [f32],
@@ -375,7 +330,6 @@ impl Cpu {
         weights: &[f32],
         k: usize,
     ) {
-<<<<<<< HEAD
         experts::check(w, bias, shape, indices, k);
         assert_eq!(a.len(), indices.len() * shape.cols, "a");
         assert_eq!(weights.len(), indices.len(), "weights");
@@ -389,11 +343,6 @@ impl Cpu {
     /// # Panics
     ///
     /// When a slot is outside the pool, or a length is not what the shapes say.
-=======
-        unimplemented!()
-    }
-    /// `slots[t]` is `page · 64 + row`; `pages` is the whole pool as 32-bit words.
->>>>>>> weights
     pub fn kv_write(
         &self,
         pages: &mut [u32],
@@ -403,7 +352,6 @@ impl Cpu {
         heads: HeadShape,
         format: KvFormat,
     ) {
-<<<<<<< HEAD
         attention::kv_write(self, pages, k, v, slots, heads, format);
     }
 
@@ -420,10 +368,6 @@ impl Cpu {
     /// [`NO_PAGE`](super::NO_PAGE)) is out of range, the window is 0, or a length is not what the shapes
     /// say.
     #[allow(clippy::too_many_arguments)]
-=======
-        unimplemented!()
-    }
->>>>>>> weights
     pub fn attention(
         &self,
         out: &mut [f32],
@@ -435,10 +379,6 @@ impl Cpu {
         format: KvFormat,
         scale: f32,
     ) {
-<<<<<<< HEAD
         attention::attention(self, out, q, pages, sinks, rows, heads, format, scale);
-=======
-        unimplemented!()
->>>>>>> weights
     }
 }
