@@ -70,7 +70,7 @@ impl GptOss {
         let config = checkpoint.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         Ok(GptOss {
-            cpu: Cpu::new(threads),
+            cpu: Cpu::new(threads).map_err(Error::invalid_request)?,
             embed_tokens: checkpoint.bf16("model.embed_tokens.weight", &[vocab, hidden])?,
             layers: (0..config.num_hidden_layers())
                 .map(|layer| DecoderLayer::new(checkpoint, layer))
