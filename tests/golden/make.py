@@ -346,6 +346,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", help="make this case alone")
     arguments = parser.parse_args()
     sys.path.insert(0, arguments.openai)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     check_e4m3()
     make_yarn(arguments.out)
     for name, case in CASES.items():
