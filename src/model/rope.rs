@@ -66,7 +66,8 @@ mod tests {
         let bytes = std::fs::read(path).expect("part of the repository");
         let tables = safetensors::SafeTensors::deserialize(&bytes).expect("valid");
         let numbers = |name: &str| tables.tensor(name).expect(name).data().as_chunks().0.to_vec();
-        let f64s = |name: &str| numbers(name).into_iter().map(f64::from_le_bytes).collect::<Vec<_>>();
+        let f64s =
+            |name: &str| numbers(name).into_iter().map(f64::from_le_bytes).collect::<Vec<_>>();
         let positions: Vec<u32> =
             numbers("positions").into_iter().map(|b| i64::from_le_bytes(b) as u32).collect();
         assert!(positions.contains(&131_071), "{positions:?}");
