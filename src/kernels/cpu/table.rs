@@ -1,9 +1,11 @@
 //! The tiers as data: one function pointer per serial kernel, lower tiers inherited by struct update.
 
 use super::attention::Partial;
+#[cfg(target_arch = "x86_64")]
+use super::avx512;
 use super::parallel::Columns;
 use super::{Isa, Mxfp4Rows, scalar};
-use crate::kernels::{PAGE_TOKENS, SwigluParams};
+use crate::kernels::SwigluParams;
 use half::bf16;
 use std::ops::Range;
 
@@ -30,15 +32,8 @@ pub(super) struct Kernels {
     pub(super) swiglu: unsafe fn(&mut [f32], &[f32], &[bf16], SwigluParams),
     pub(super) combine: unsafe fn(&mut [f32], &[f32], &[bf16], f32),
     #[allow(clippy::type_complexity)] // one name more would not make it simpler
-    pub(super) attention_page: unsafe fn(
-        &mut Partial<'_>,
-        &[f32],
-        &[f32],
-        &[f32],
-        Range<usize>,
-        f32,
-        &mut [f32; PAGE_TOKENS],
-    ),
+    pub(super) attention_page:
+        unsafe fn(&mut Partial<'_>, &[f32], &[f32], &[f32], Range<usize>, f32, &mut [f32]),
 }
 
 const SCALAR: Kernels = Kernels {
@@ -63,7 +58,23 @@ const SCALAR: Kernels = Kernels {
 const AVX2: Kernels = Kernels { isa: Isa::Avx2, ..SCALAR };
 
 #[cfg(target_arch = "x86_64")]
-const AVX512: Kernels = Kernels { isa: Isa::Avx512, ..AVX2 };
+const AVX512: Kernels = Kernels {
+    isa: Isa::Avx512,
+    widen: avx512::widen,
+    encode_bf16: avx512::encode_bf16,
+    encode_fp8: avx512::encode_fp8,
+    decode_fp8: avx512::decode_fp8,
+    rms_norm: avx512::rms_norm,
+    rope: avx512::rope,
+    matmul: avx512::matmul,
+    mxfp4_decode: avx512::mxfp4_decode,
+    mxfp4_matmul: avx512::mxfp4_matmul,
+    bf16_matmul: avx512::bf16_matmul,
+    swiglu: avx512::swiglu,
+    combine: avx512::combine,
+    attention_page: avx512::attention_page,
+    ..AVX2
+};
 
 impl Kernels {
     /// The table of `isa`; `None` when this machine lacks the tier.
