@@ -1,10 +1,10 @@
 //! The tiers as data: one function pointer per serial kernel, lower tiers inherited by struct update.
 
 use super::attention::Partial;
-#[cfg(target_arch = "x86_64")]
-use super::avx512;
 use super::parallel::Columns;
 use super::{Isa, Mxfp4Rows, scalar};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
 use crate::kernels::SwigluParams;
 use half::bf16;
 use std::ops::Range;
@@ -55,7 +55,23 @@ const SCALAR: Kernels = Kernels {
 };
 
 #[cfg(target_arch = "x86_64")]
-const AVX2: Kernels = Kernels { isa: Isa::Avx2, ..SCALAR };
+const AVX2: Kernels = Kernels {
+    isa: Isa::Avx2,
+    widen: avx2::widen,
+    encode_bf16: avx2::encode_bf16,
+    encode_fp8: avx2::encode_fp8,
+    decode_fp8: avx2::decode_fp8,
+    rms_norm: avx2::rms_norm,
+    rope: avx2::rope,
+    matmul: avx2::matmul,
+    mxfp4_decode: avx2::mxfp4_decode,
+    mxfp4_matmul: avx2::mxfp4_matmul,
+    bf16_matmul: avx2::bf16_matmul,
+    swiglu: avx2::swiglu,
+    combine: avx2::combine,
+    attention_page: avx2::attention_page,
+    ..SCALAR
+};
 
 #[cfg(target_arch = "x86_64")]
 const AVX512: Kernels = Kernels {
@@ -90,6 +106,39 @@ impl Kernels {
             Isa::Avx512 => Some(AVX512),
             #[cfg(not(target_arch = "x86_64"))]
             _ => None,
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use std::ptr::fn_addr_eq;
+
+    /// Inheriting a kernel from a lower tier must be a decision written here, not an accident.
+    macro_rules! assert_tiers {
+        (native: $($native:ident)*; inherited: $($inherited:ident)*) => {
+            $(
+                assert!(!fn_addr_eq(AVX2.$native, SCALAR.$native), stringify!($native));
+                assert!(!fn_addr_eq(AVX512.$native, SCALAR.$native), stringify!($native));
+                assert!(!fn_addr_eq(AVX512.$native, AVX2.$native), stringify!($native));
+            )*
+            $(
+                assert!(fn_addr_eq(AVX2.$inherited, SCALAR.$inherited), stringify!($inherited));
+                assert!(fn_addr_eq(AVX512.$inherited, SCALAR.$inherited), stringify!($inherited));
+            )*
+            // Names every field, so that a new kernel does not compile before it is listed.
+            let Kernels { isa: _, $($native: _,)* $($inherited: _),* } = SCALAR;
+        };
+    }
+
+    #[test]
+    fn tiers_are_native_where_expected() {
+        assert_tiers! {
+            native: widen encode_bf16 encode_fp8 decode_fp8 rms_norm rope matmul mxfp4_decode
+                mxfp4_matmul bf16_matmul swiglu combine attention_page;
+            // A handful of comparisons per token.
+            inherited: topk_softmax
         }
     }
 }
