@@ -174,15 +174,18 @@ impl ModelConfig {
     /// # Ok::<(), gpt_oss_puzzle::Error>(())
     /// ```
     pub fn to_json(&self) -> serde_json::Value {
-        let uniform = self.block_configs.iter().all(|b| {
-            b.num_local_experts == self.block_configs[0].num_local_experts
-        });
+        let uniform = self
+            .block_configs
+            .iter()
+            .all(|b| b.num_local_experts == self.block_configs[0].num_local_experts);
         let architecture = match self.model_type.as_str() {
             "gpt_oss" => "GptOssForCausalLM",
             _ => "GptOssPuzzleForCausalLM",
         };
         let layer_types: Vec<_> = (self.block_configs.iter())
-            .map(|b| if b.sliding_window.is_some() { "sliding_attention" } else { "full_attention" })
+            .map(
+                |b| if b.sliding_window.is_some() { "sliding_attention" } else { "full_attention" },
+            )
             .collect();
         let mut json = serde_json::json!({
             "architectures": [architecture],
@@ -354,7 +357,9 @@ impl Raw {
             return Err(Error::config("attention_bias is false, this family has biases"));
         }
         if self.tie_word_embeddings == Some(true) {
-            return Err(Error::config("tie_word_embeddings is true, this family has an untied head"));
+            return Err(Error::config(
+                "tie_word_embeddings is true, this family has an untied head",
+            ));
         }
         let head_dim = size(self.head_dim, "head_dim")?;
         if !head_dim.is_multiple_of(16) || head_dim > 256 {
@@ -445,7 +450,8 @@ impl Raw {
                     types.len()
                 )));
             }
-            let known = |t: &&String| !["sliding_attention", "full_attention"].contains(&t.as_str());
+            let known =
+                |t: &&String| !["sliding_attention", "full_attention"].contains(&t.as_str());
             if let Some(t) = types.iter().find(known) {
                 return Err(Error::config(format!(
                     "layer_types names {t:?}, expected \"sliding_attention\" or \"full_attention\""
@@ -557,13 +563,14 @@ impl Raw {
             return Err(Error::config(format!("{name}.mscale is not supported for this family")));
         }
         let context = agree(
-            (rope.original_max_position_embeddings, &format!("{name}.original_max_position_embeddings")),
+            (
+                rope.original_max_position_embeddings,
+                &format!("{name}.original_max_position_embeddings"),
+            ),
             (self.initial_context_length, "initial_context_length"),
         )?;
-        let factor = positive(
-            required(rope.factor, &format!("{name}.factor"))?,
-            &format!("{name}.factor"),
-        )?;
+        let factor =
+            positive(required(rope.factor, &format!("{name}.factor"))?, &format!("{name}.factor"))?;
         let context = match context {
             None if factor == 1.0 => self.max_position_embeddings,
             stated => stated,

@@ -89,7 +89,8 @@ impl Error {
     /// A file operation that failed, with the path it failed on.
     #[cold]
     pub(crate) fn io(verb: &str, path: &std::path::Path, source: std::io::Error) -> Error {
-        Error::new(ErrorKind::Io, format!("cannot {verb} {}: {source}", path.display())).with_source(source)
+        Error::new(ErrorKind::Io, format!("cannot {verb} {}: {source}", path.display()))
+            .with_source(source)
     }
 
     /// What the error is about.
@@ -117,7 +118,8 @@ impl fmt::Debug for Repr {
 impl From<candle_core::Error> for Error {
     #[cold]
     fn from(source: candle_core::Error) -> Error {
-        Error::new(ErrorKind::Device, format!("tensor operation failed: {source}")).with_source(source)
+        Error::new(ErrorKind::Device, format!("tensor operation failed: {source}"))
+            .with_source(source)
     }
 }
 

@@ -1,18 +1,18 @@
 //! gpt-oss-puzzle (docs to come)
 #![deny(unsafe_code)]
 
+pub mod cache;
+mod chat;
 pub mod config;
 mod error;
-pub mod weights;
+pub mod generation;
+pub mod harmony;
 #[doc(hidden)]
 pub mod kernels;
-pub mod cache;
 pub mod model;
 mod ops;
-pub mod generation;
 pub mod tokenizer;
-pub mod harmony;
-mod chat;
+pub mod weights;
 
 pub use config::{BlockConfig, ModelConfig, RopeConfig};
 pub use error::{Error, ErrorKind, Result};

@@ -65,7 +65,13 @@ impl Checkpoint {
         unimplemented!()
     }
     /// `projection` is `gate_up_proj` or `down_proj`; the matrices are `[rows, cols]` = `[out, in]`.
-    pub fn experts(&self, layer: usize, projection: &str, rows: usize, cols: usize) -> Result<ExpertTensors> {
+    pub fn experts(
+        &self,
+        layer: usize,
+        projection: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<ExpertTensors> {
         unimplemented!()
     }
     pub fn kv_scales(&self, layer: usize) -> Result<Option<KvScales>> {

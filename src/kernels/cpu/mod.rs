@@ -40,28 +40,81 @@ impl Cpu {
     pub fn rms_norm(&self, out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
         unimplemented!()
     }
-    pub fn matmul(&self, out: &mut [f32], w: &[bf16], x: &[f32], bias: Option<&[f32]>, rows: usize, cols: usize) {
+    pub fn matmul(
+        &self,
+        out: &mut [f32],
+        w: &[bf16],
+        x: &[f32],
+        bias: Option<&[f32]>,
+        rows: usize,
+        cols: usize,
+    ) {
         unimplemented!()
     }
     /// `cos`, `sin`: `[T, D/2]` for the rows of `x: [T, heads, D]`.
     pub fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], heads: usize, head_dim: usize) {
         unimplemented!()
     }
-    pub fn topk_softmax(&self, indices: &mut [u32], weights: &mut [f32], logits: &[f32], experts: usize, k: usize) {
+    pub fn topk_softmax(
+        &self,
+        indices: &mut [u32],
+        weights: &mut [f32],
+        logits: &[f32],
+        experts: usize,
+        k: usize,
+    ) {
         unimplemented!()
     }
     /// `indices: [T, k]`, every entry below `shape.experts`; `bias: [E, 2I]`; `shape.rows` is 2I.
-    pub fn moe_gate_up(&self, out: &mut [f32], w: Experts, bias: &[bf16], shape: ExpertShape, x: &[f32], indices: &[u32], k: usize, swiglu: SwigluParams) {
+    pub fn moe_gate_up(
+        &self,
+        out: &mut [f32],
+        w: Experts,
+        bias: &[bf16],
+        shape: ExpertShape,
+        x: &[f32],
+        indices: &[u32],
+        k: usize,
+        swiglu: SwigluParams,
+    ) {
         unimplemented!()
     }
-    pub fn moe_down(&self, out: &mut [f32], w: Experts, bias: &[bf16], shape: ExpertShape, a: &[f32], indices: &[u32], weights: &[f32], k: usize) {
+    pub fn moe_down(
+        &self,
+        out: &mut [f32],
+        w: Experts,
+        bias: &[bf16],
+        shape: ExpertShape,
+        a: &[f32],
+        indices: &[u32],
+        weights: &[f32],
+        k: usize,
+    ) {
         unimplemented!()
     }
     /// `slots[t]` is `page · 64 + row`; `pages` is the whole pool as 32-bit words.
-    pub fn kv_write(&self, pages: &mut [u32], k: &[f32], v: &[f32], slots: &[u64], heads: HeadShape, format: KvFormat) {
+    pub fn kv_write(
+        &self,
+        pages: &mut [u32],
+        k: &[f32],
+        v: &[f32],
+        slots: &[u64],
+        heads: HeadShape,
+        format: KvFormat,
+    ) {
         unimplemented!()
     }
-    pub fn attention(&self, out: &mut [f32], q: &[f32], pages: &[u32], sinks: &[f32], rows: AttentionRows, heads: HeadShape, format: KvFormat, scale: f32) {
+    pub fn attention(
+        &self,
+        out: &mut [f32],
+        q: &[f32],
+        pages: &[u32],
+        sinks: &[f32],
+        rows: AttentionRows,
+        heads: HeadShape,
+        format: KvFormat,
+        scale: f32,
+    ) {
         unimplemented!()
     }
 }
