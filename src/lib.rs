@@ -1,5 +1,6 @@
 //! gpt-oss-puzzle (docs to come)
 #![deny(unsafe_code)]
+#![warn(unreachable_pub)]
 
 pub mod cache;
 mod chat;
