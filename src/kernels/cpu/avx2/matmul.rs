@@ -5,7 +5,7 @@
 //! many inputs share a call.
 
 use super::vector::{load_bf16, load_part, sum};
-use crate::kernels::cpu::parallel::Columns;
+use crate::kernels::cpu::shares::Columns;
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -112,6 +112,7 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
 
 /// Writes the sums of a tile to the rows of `out` from `t` on, at `column`.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices say which of the tile
 fn store<const R: usize, const N: usize>(
     out: &mut Columns<'_, f32>,
     t: usize,

@@ -2,9 +2,10 @@
 
 use super::matmul::{WeightRows, product, tiles};
 use super::vector::{exp, load_bf16};
-use crate::kernels::cpu::parallel::Columns;
-use crate::kernels::cpu::{Mxfp4Rows, SCRATCH_ROWS, scalar};
-use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams, e8m0};
+use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
+use crate::kernels::cpu::shares::Columns;
+use crate::kernels::cpu::{SCRATCH_ROWS, scalar};
+use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -18,20 +19,21 @@ const FUSED: usize = 3;
 struct Packed {
     blocks: *const u8,
     scales: *const u8,
-    cols: usize,
+    /// Blocks of one row.
+    row_blocks: usize,
 }
 
 impl WeightRows for Packed {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load(self, row: usize, i: usize) -> __m256 {
-        let block = row * self.cols / MXFP4_BLOCK + i / 4;
+        let block = row * self.row_blocks + i / 4;
         // SAFETY: the caller's: the block exists, and each half of it has 8 bytes.
         let (bytes, scale) = unsafe {
             let bytes = _mm_loadl_epi64(self.blocks.add(block * 16 + i % 2 * 8).cast());
             (_mm256_cvtepu8_epi32(bytes), *self.scales.add(block))
         };
-        decode(bytes, i % 4 >= 2, e8m0(scale))
+        decode(bytes, i % 4 >= 2, SCALES[usize::from(scale)])
     }
 
     #[inline]
@@ -90,8 +92,8 @@ pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u
                 let bytes = _mm_loadl_epi64(block.as_ptr().add(8 * half).cast());
                 let bytes = _mm256_cvtepu8_epi32(bytes);
                 let out = out.as_mut_ptr().add(8 * half);
-                _mm256_storeu_ps(out, decode(bytes, false, e8m0(scale)));
-                _mm256_storeu_ps(out.add(16), decode(bytes, true, e8m0(scale)));
+                _mm256_storeu_ps(out, decode(bytes, false, SCALES[usize::from(scale)]));
+                _mm256_storeu_ps(out.add(16), decode(bytes, true, SCALES[usize::from(scale)]));
             }
         }
     }
@@ -109,7 +111,11 @@ pub(in super::super) fn mxfp4_matmul(
     if inputs.len() <= FUSED {
         assert_eq!(w.blocks.len(), rows * cols / 2, "blocks");
         assert_eq!(w.scales.len(), rows * cols / MXFP4_BLOCK, "scales");
-        let w = Packed { blocks: w.blocks.as_ptr(), scales: w.scales.as_ptr(), cols };
+        let w = Packed {
+            blocks: w.blocks.as_ptr(),
+            scales: w.scales.as_ptr(),
+            row_blocks: cols / MXFP4_BLOCK,
+        };
         // SAFETY: a row for each column, asserted above.
         return unsafe { product(out, w, x, inputs, None, cols) };
     }

@@ -2,9 +2,10 @@
 
 use super::matmul::{WeightRows, product, tiles};
 use super::vector::{exp, first, load_bf16, load_bf16_part};
-use crate::kernels::cpu::parallel::Columns;
-use crate::kernels::cpu::{Mxfp4Rows, SCRATCH_ROWS, scalar};
-use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams, e8m0};
+use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
+use crate::kernels::cpu::shares::Columns;
+use crate::kernels::cpu::{SCRATCH_ROWS, scalar};
+use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -18,20 +19,21 @@ const FUSED: usize = 6;
 struct Packed {
     blocks: *const u8,
     scales: *const u8,
-    cols: usize,
+    /// Blocks of one row.
+    row_blocks: usize,
 }
 
 impl WeightRows for Packed {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn load(self, row: usize, i: usize) -> __m512 {
-        let block = row * self.cols / MXFP4_BLOCK + i / 2;
+        let block = row * self.row_blocks + i / 2;
         // SAFETY: the caller's: the block exists.
         let (bytes, scale) = unsafe {
             let bytes = _mm_loadu_si128(self.blocks.add(block * 16).cast());
             (_mm512_cvtepu8_epi32(bytes), *self.scales.add(block))
         };
-        decode(bytes, i % 2 == 1, e8m0(scale))
+        decode(bytes, i % 2 == 1, SCALES[usize::from(scale)])
     }
 
     #[inline]
@@ -85,8 +87,11 @@ pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u
         // SAFETY: a block is 16 bytes and 32 elements.
         unsafe {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(block.as_ptr().cast()));
-            _mm512_storeu_ps(out.as_mut_ptr(), decode(bytes, false, e8m0(scale)));
-            _mm512_storeu_ps(out.as_mut_ptr().add(16), decode(bytes, true, e8m0(scale)));
+            _mm512_storeu_ps(out.as_mut_ptr(), decode(bytes, false, SCALES[usize::from(scale)]));
+            _mm512_storeu_ps(
+                out.as_mut_ptr().add(16),
+                decode(bytes, true, SCALES[usize::from(scale)]),
+            );
         }
     }
 }
@@ -103,7 +108,11 @@ pub(in super::super) fn mxfp4_matmul(
     if inputs.len() <= FUSED {
         assert_eq!(w.blocks.len(), rows * cols / 2, "blocks");
         assert_eq!(w.scales.len(), rows * cols / MXFP4_BLOCK, "scales");
-        let w = Packed { blocks: w.blocks.as_ptr(), scales: w.scales.as_ptr(), cols };
+        let w = Packed {
+            blocks: w.blocks.as_ptr(),
+            scales: w.scales.as_ptr(),
+            row_blocks: cols / MXFP4_BLOCK,
+        };
         // SAFETY: a row for each column, asserted above.
         return unsafe { product(out, w, x, inputs, None, cols) };
     }

@@ -1,8 +1,8 @@
 //! Routing and experts.
 
 use super::{dot, sigmoid};
-use crate::kernels::cpu::Mxfp4Rows;
-use crate::kernels::cpu::parallel::Columns;
+use crate::kernels::cpu::mxfp4::Mxfp4Rows;
+use crate::kernels::cpu::shares::Columns;
 use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams, e8m0};
 use half::bf16;
 use std::ops::Range;
