@@ -159,8 +159,10 @@ impl RawHeader {
             }
             Marker::Role => (0, RepairKind::MissingHeader),
             Marker::Channel => {
-                let names = Channel::KNOWN.map(|(name, _)| name);
-                (names.into_iter().find(known).map_or(0, str::len), RepairKind::MissingMessage)
+                let name = Channel::KNOWN.into_iter().map(|(name, _)| name).find(known);
+                // A lone word is a name, cut off or wrong; several without one are content.
+                let lone = if text.trim().contains(char::is_whitespace) { 0 } else { text.len() };
+                (name.map_or(lone, str::len), RepairKind::MissingMessage)
             }
             Marker::Constrain => {
                 (TYPES.into_iter().find(known).map_or(0, str::len), RepairKind::MissingMessage)
@@ -195,10 +197,16 @@ impl RawHeader {
     }
 }
 
-/// How much of the text after `<|start|>` is the role: a word that says so, or addresses someone.
+/// How much of the text after `<|start|>` is the role: the word for it, however often; another word
+/// if it stands alone or addresses someone.
 fn role_length(text: &str) -> usize {
-    let word = text.find(char::is_whitespace).unwrap_or(text.len());
-    if text.starts_with("functions.") || text[word..].trim_start().starts_with("to=") {
+    let (unit, word) = ("assistant", text.find(char::is_whitespace).unwrap_or(text.len()));
+    let repeats = text.as_bytes().chunks(unit.len()).take_while(|c| *c == unit.as_bytes()).count();
+    if repeats > 0 {
+        return repeats * unit.len();
+    }
+    let alone = word == text.len() || text[word..].trim_start().starts_with("to=");
+    if alone || text.starts_with("functions.") {
         return word;
     }
     ROLES.into_iter().find(|role| text.starts_with(role)).map_or(0, str::len)

@@ -21,9 +21,15 @@ const NAME: &str = "chat_template";
 const FUEL: u64 = 100_000_000;
 
 /// A compiled chat template.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Template {
     environment: Environment<'static>,
+}
+
+impl std::fmt::Debug for Template {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Template").finish_non_exhaustive()
+    }
 }
 
 impl Template {
