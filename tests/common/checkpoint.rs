@@ -1,0 +1,130 @@
+//! A small checkpoint as plain values, to be edited into every layout and every kind of damage.
+
+use gpt_oss_puzzle::weights::Checkpoint;
+use gpt_oss_puzzle::{BlockConfig, ModelConfig};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+impl Tensor {
+    pub fn new(dtype: &str, shape: &[usize], bytes: impl Into<Vec<u8>>) -> Tensor {
+        Tensor { dtype: dtype.into(), shape: shape.into(), bytes: bytes.into() }
+    }
+}
+
+/// What will be written: config.json, tensors, which shard holds which.
+#[derive(Clone)]
+pub struct Draft {
+    pub config: Value,
+    pub tensors: BTreeMap<String, Tensor>,
+    /// Number of shards; one shard is `model.safetensors` without an index.
+    pub shards: usize,
+}
+
+/// Two layers of 4 and 2 experts, everything as narrow as allowed.
+pub fn small_config() -> ModelConfig {
+    let mut config = ModelConfig::puzzle_88b();
+    config.vocab_size = 24;
+    config.hidden_size = 32;
+    config.intermediate_size = 64;
+    config.head_dim = 16;
+    config.num_attention_heads = 4;
+    config.num_key_value_heads = 2;
+    config.num_experts_per_tok = 2;
+    config.block_configs = vec![
+        BlockConfig { num_local_experts: 4, sliding_window: Some(8) },
+        BlockConfig { num_local_experts: 2, sliding_window: None },
+    ];
+    config
+}
+
+impl Draft {
+    /// Random weights, read back by the safetensors library, which shares nothing with the reader under
+    /// test.
+    pub fn new(seed: u64) -> Draft {
+        let dir = tempfile::tempdir().unwrap();
+        Checkpoint::random(&small_config(), seed).unwrap().save(dir.path(), u64::MAX).unwrap();
+        let bytes = std::fs::read(dir.path().join("model-00000-of-00000.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = |(name, view): (&str, safetensors::tensor::TensorView)| {
+            (name.into(), Tensor::new(&view.dtype().to_string(), view.shape(), view.data()))
+        };
+        let tensors = tensors.iter().map(tensor).collect();
+        let config = std::fs::read(dir.path().join("config.json")).unwrap();
+        Draft { config: serde_json::from_slice(&config).unwrap(), tensors, shards: 2 }
+    }
+
+    pub fn tensor(&mut self, name: &str) -> &mut Tensor {
+        self.tensors.get_mut(name).unwrap_or_else(|| panic!("no {name}"))
+    }
+
+    pub fn put(&mut self, name: &str, dtype: &str, shape: &[usize], bytes: impl Into<Vec<u8>>) {
+        self.tensors.insert(name.into(), Tensor::new(dtype, shape, bytes));
+    }
+
+    /// Renames every tensor `f` gives a new name.
+    pub fn rename(&mut self, f: impl Fn(&str) -> String) {
+        let tensors = std::mem::take(&mut self.tensors);
+        self.tensors = tensors.into_iter().map(|(name, tensor)| (f(&name), tensor)).collect();
+    }
+
+    pub fn shard_name(&self, shard: usize) -> String {
+        match self.shards {
+            1 => "model.safetensors".into(),
+            n => format!("model-{shard:05}-of-{:05}.safetensors", n - 1),
+        }
+    }
+
+    pub fn write(&self, dir: &Path) {
+        std::fs::create_dir_all(dir).unwrap();
+        std::fs::write(dir.join("config.json"), self.config.to_string()).unwrap();
+        let mut weight_map = Map::new();
+        for shard in 0..self.shards {
+            let name = self.shard_name(shard);
+            // Round robin, so that blocks and scales of one projection are never in one shard.
+            let part = || self.tensors.iter().skip(shard).step_by(self.shards);
+            part().for_each(|(tensor, _)| drop(weight_map.insert(tensor.clone(), json!(name))));
+            std::fs::write(dir.join(&name), shard_bytes(part())).unwrap();
+        }
+        if self.shards > 1 {
+            let index = json!({ "metadata": {}, "weight_map": weight_map });
+            std::fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
+        }
+    }
+}
+
+/// A safetensors file.
+pub fn shard_bytes<'a>(tensors: impl Iterator<Item = (&'a String, &'a Tensor)>) -> Vec<u8> {
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    for (name, tensor) in tensors {
+        let begin = data.len();
+        data.extend(&tensor.bytes);
+        let Tensor { dtype, shape, .. } = tensor;
+        let offsets = [begin, data.len()];
+        header.insert(
+            name.clone(),
+            json!({ "dtype": dtype, "shape": shape, "data_offsets": offsets }),
+        );
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+    file_of(&header, &data)
+}
+
+/// A safetensors file of this header and these bytes.
+pub fn file_of(header: &[u8], data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes(), header, data].concat()
+}
+
+/// Header and data of a safetensors file.
+pub fn parts_of(file: &[u8]) -> (Value, Vec<u8>) {
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    (serde_json::from_slice(&file[8..8 + length]).unwrap(), file[8 + length..].to_vec())
+}
