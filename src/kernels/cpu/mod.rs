@@ -1,45 +1,172 @@
 //! CPU kernels: one table of function pointers per instruction set, a persistent thread pool, and the
-//! safe entry points that check lengths once.
+//! safe entry points that check every length and index once and split the work.
+//!
+//! A tier's kernels are serial and allocate nothing; what is here and in `attention`, `experts` is
+//! shared by all tiers. Splitting never changes a result: the order of every sum is a property of the
+//! tier, not of the split.
 
-use super::{AttentionRows, ExpertShape, Experts, HeadShape, KvFormat, SwigluParams};
+mod attention;
+mod experts;
+mod fp8;
+mod isa;
+mod parallel;
+mod scalar;
+mod scratch;
+mod table;
+mod words;
+
+pub use fp8::{fp8_decode, fp8_encode};
+pub use isa::Isa;
+pub use parallel::Pool;
+
+use super::{AttentionRows, ExpertShape, Experts, HeadShape, KvFormat, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
+use parallel::Shares;
+use std::ops::Range;
+use table::Kernels;
 
-/// Instruction-set tiers, lowest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
-    /// No intrinsics.
-    Scalar,
-    /// AVX2, FMA and F16C.
-    Avx2,
-    /// AVX-512 F, BW, VL, DQ.
-    Avx512,
+/// Below this many multiplications or copied values a call stays on the calling thread: handing it out
+/// would cost more than it saves.
+const SMALL: usize = 1 << 15;
+
+/// MXFP4 rows of one expert.
+#[derive(Clone, Copy)]
+struct Mxfp4Rows<'a> {
+    blocks: &'a [u8],
+    scales: &'a [u8],
+    cols: usize,
+}
+
+impl<'a> Mxfp4Rows<'a> {
+    /// Blocks and scales of one row.
+    #[inline(always)]
+    fn row(&self, row: usize) -> (&'a [u8], &'a [u8]) {
+        let (bytes, scales) = (self.cols / 2, self.cols / MXFP4_BLOCK);
+        (&self.blocks[row * bytes..][..bytes], &self.scales[row * scales..][..scales])
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Mxfp4Rows<'a> {
+        let (bytes, scales) = (self.cols / 2, self.cols / MXFP4_BLOCK);
+        Mxfp4Rows {
+            blocks: &self.blocks[rows.start * bytes..rows.end * bytes],
+            scales: &self.scales[rows.start * scales..rows.end * scales],
+            cols: self.cols,
+        }
+    }
 }
 
 /// The kernels of one tier on one thread pool.
-pub struct Cpu {}
+///
+/// Calls may come from several threads at once. Every method panics when a length or an index
+/// contradicts the shapes it documents; the callers own those numbers, not the user's files.
+pub struct Cpu {
+    kernels: Kernels,
+    pool: Pool,
+}
 
-#[allow(unused_variables, missing_docs, clippy::too_many_arguments)]
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cpu").field("isa", &self.isa()).field("threads", &self.threads()).finish()
+    }
+}
+
 impl Cpu {
-    /// The best tier of this machine (capped by `MAX_CPU_ISA`) on `threads` threads; 0 means one per core available to the process.
-    pub fn new(threads: usize) -> Cpu {
-        unimplemented!()
+    /// The best tier of this machine, not above `MAX_CPU_ISA`, on `threads` threads; 0 means one per
+    /// core available to the process.
+    ///
+    /// # Errors
+    ///
+    /// When `MAX_CPU_ISA` is set to something other than `scalar`, `avx2` or `avx512`.
+    pub fn new(threads: usize) -> Result<Cpu, String> {
+        let cap = std::env::var_os("MAX_CPU_ISA");
+        let isa = Isa::detect(cap.as_deref().map(|cap| cap.to_string_lossy()).as_deref())?;
+        let kernels = Kernels::of(isa).ok_or("no kernels for the detected tier")?;
+        Ok(Cpu { kernels, pool: Pool::new(threads) })
     }
-    /// `None` when this CPU lacks `isa`.
+
+    /// The tier `isa`, whatever `MAX_CPU_ISA` says; `None` when this machine lacks it.
     pub fn with_isa(isa: Isa, threads: usize) -> Option<Cpu> {
-        unimplemented!()
+        Some(Cpu { kernels: Kernels::of(isa)?, pool: Pool::new(threads) })
     }
+
+    /// The tier in use.
     pub fn isa(&self) -> Isa {
-        unimplemented!()
+        self.kernels.isa
     }
+
+    /// Threads that share a call, the calling one included.
     pub fn threads(&self) -> usize {
-        unimplemented!()
+        self.pool.threads()
     }
+
+    /// Runs `task` on pieces of `0..n`, of which one unit costs `cost`: all at once when the call is
+    /// small, otherwise several pieces per thread of a multiple of `multiple`, at most `largest`.
+    fn split(
+        &self,
+        n: usize,
+        cost: usize,
+        multiple: usize,
+        largest: usize,
+        task: impl Fn(Range<usize>) + Sync,
+    ) {
+        if n * cost <= SMALL {
+            return if n > 0 {
+                task(0..n)
+            };
+        }
+        let fair = n.div_ceil(4 * self.threads()).next_multiple_of(multiple);
+        self.pool.run_chunks(n, fair.min(largest), task);
+    }
+
+    /// `out[t,:] = table[tokens[t],:]` with `table: [V, hidden]`, `out: [T, hidden]`.
+    ///
+    /// # Panics
+    ///
+    /// When a token is not below V, or a length is not what the shapes say.
     pub fn embedding(&self, out: &mut [f32], table: &[bf16], tokens: &[u32], hidden: usize) {
-        unimplemented!()
+        assert!(hidden > 0 && table.len().is_multiple_of(hidden), "table");
+        assert_eq!(out.len(), tokens.len() * hidden, "out");
+        let vocab = table.len() / hidden;
+        assert!(tokens.iter().all(|&t| (t as usize) < vocab), "token not below {vocab}");
+        let out = Shares::new(out);
+        self.split(tokens.len(), hidden, 1, 64, |rows| {
+            for t in rows {
+                // SAFETY: row t is this task's alone. The table exists only where its tier runs.
+                unsafe {
+                    let out = out.part(t * hidden..(t + 1) * hidden);
+                    (self.kernels.widen)(out, &table[tokens[t] as usize * hidden..][..hidden]);
+                }
+            }
+        });
     }
+
+    /// `out = x · rsqrt(mean(x²) + eps) · weight` for each row of `weight.len()` values.
+    ///
+    /// # Panics
+    ///
+    /// When `weight` is empty or a length is not what the shapes say.
     pub fn rms_norm(&self, out: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
-        unimplemented!()
+        let hidden = weight.len();
+        assert!(hidden > 0 && x.len().is_multiple_of(hidden), "x");
+        assert_eq!(out.len(), x.len(), "out");
+        let out = Shares::new(out);
+        self.split(x.len() / hidden, hidden, 1, 64, |rows| {
+            for t in rows {
+                let row = t * hidden..(t + 1) * hidden;
+                // SAFETY: row t is this task's alone. The table exists only where its tier runs.
+                unsafe {
+                    (self.kernels.rms_norm)(out.part(row.clone()), &x[row], weight, eps);
+                }
+            }
+        });
     }
+
+    /// `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]` with `w: [rows, cols]`, `x: [T, cols]`, `bias: [rows]`,
+    /// `out: [T, rows]`.
+    ///
+    /// # Panics
+    ///
+    /// When `cols` is 0 or a length is not what the shapes say.
     pub fn matmul(
         &self,
         out: &mut [f32],
@@ -49,12 +176,55 @@ impl Cpu {
         rows: usize,
         cols: usize,
     ) {
-        unimplemented!()
+        assert!(cols > 0 && x.len().is_multiple_of(cols), "x");
+        let t = x.len() / cols;
+        assert_eq!(w.len(), rows * cols, "w");
+        assert_eq!(out.len(), t * rows, "out");
+        assert!(bias.is_none_or(|b| b.len() == rows), "bias");
+        let out = Shares::new(out);
+        self.split(rows, t * cols, 8, 64, |range| {
+            let w = &w[range.start * cols..range.end * cols];
+            let bias = bias.map(|b| &b[range.clone()]);
+            // SAFETY: these columns are this task's alone. The table exists only where its tier runs.
+            unsafe {
+                let mut out = out.columns(rows, 0..t, range);
+                (self.kernels.matmul)(&mut out, w, x, bias, cols);
+            }
+        });
     }
-    /// `cos`, `sin`: `[T, D/2]` for the rows of `x: [T, heads, D]`.
+
+    /// Rotates in place the pairs `(i, i + D/2)` of every head of `x: [T, heads, head_dim]` by row t of
+    /// `cos, sin: [T, head_dim/2]`: `(x1·c − x2·s, x2·c + x1·s)`.
+    ///
+    /// # Panics
+    ///
+    /// When `head_dim` is odd or 0, or a length is not what the shapes say.
     pub fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], heads: usize, head_dim: usize) {
-        unimplemented!()
+        let (width, half) = (heads * head_dim, head_dim / 2);
+        assert!(half > 0 && head_dim.is_multiple_of(2) && width > 0, "head_dim");
+        assert!(x.len().is_multiple_of(width), "x");
+        let t = x.len() / width;
+        assert_eq!((cos.len(), sin.len()), (t * half, t * half), "cos, sin");
+        let x = Shares::new(x);
+        self.split(t, width, 1, 64, |rows| {
+            for t in rows {
+                let angles = t * half..(t + 1) * half;
+                // SAFETY: row t is this task's alone. The table exists only where its tier runs.
+                unsafe {
+                    let x = x.part(t * width..(t + 1) * width);
+                    (self.kernels.rope)(x, &cos[angles.clone()], &sin[angles]);
+                }
+            }
+        });
     }
+
+    /// The k largest of each row of `logits: [T, experts]` in descending order, ties to the lower index,
+    /// and the softmax over those k; `indices, weights: [T, k]`. A NaN ranks below every number; when one
+    /// is among the k, the row's weights are NaN.
+    ///
+    /// # Panics
+    ///
+    /// When k is 0 or above `experts`, or a length is not what the shapes say.
     pub fn topk_softmax(
         &self,
         indices: &mut [u32],
@@ -63,9 +233,64 @@ impl Cpu {
         experts: usize,
         k: usize,
     ) {
-        unimplemented!()
+        assert!(k > 0 && k <= experts, "k is {k}, experts are {experts}");
+        assert!(logits.len().is_multiple_of(experts), "logits");
+        let t = logits.len() / experts;
+        assert_eq!((indices.len(), weights.len()), (t * k, t * k), "indices, weights");
+        let (indices, weights) = (Shares::new(indices), Shares::new(weights));
+        self.split(t, experts, 1, 64, |rows| {
+            for t in rows {
+                let logits = &logits[t * experts..(t + 1) * experts];
+                let row = t * k..(t + 1) * k;
+                // SAFETY: row t is this task's alone. The table exists only where its tier runs.
+                unsafe {
+                    let indices = indices.part(row.clone());
+                    (self.kernels.topk_softmax)(indices, weights.part(row), logits);
+                }
+            }
+        });
     }
-    /// `indices: [T, k]`, every entry below `shape.experts`; `bias: [E, 2I]`; `shape.rows` is 2I.
+
+    /// `FP4[nibble] · 2^(scale − 127)` in the order of the features: `scales.len()` blocks of 32.
+    ///
+    /// # Panics
+    ///
+    /// When a length is not what the shapes say.
+    pub fn mxfp4_decode(&self, out: &mut [f32], blocks: &[u8], scales: &[u8]) {
+        assert_eq!(blocks.len(), scales.len() * MXFP4_BLOCK / 2, "blocks");
+        assert_eq!(out.len(), scales.len() * MXFP4_BLOCK, "out");
+        let out = Shares::new(out);
+        self.split(scales.len(), MXFP4_BLOCK, 1, 1024, |range| {
+            for i in range {
+                let mut decoded = [0.0; MXFP4_BLOCK];
+                // SAFETY: block i is this task's alone. The table exists only where its tier runs.
+                let out = unsafe {
+                    (self.kernels.mxfp4_decode)(
+                        &mut decoded,
+                        &blocks[i * 16..][..16],
+                        &scales[i..=i],
+                    );
+                    out.part(i * MXFP4_BLOCK..(i + 1) * MXFP4_BLOCK)
+                };
+                let (even, odd) = decoded.split_at(MXFP4_BLOCK / 2);
+                for ((out, even), odd) in out.chunks_exact_mut(2).zip(even).zip(odd) {
+                    out.copy_from_slice(&[*even, *odd]);
+                }
+            }
+        });
+    }
+
+    /// Gate and up of the chosen experts and the activation between them and
+    /// [`moe_down`](Self::moe_down): `h = W[e]·x + bias[e]`, `g = min(h[2i], limit)`,
+    /// `u = clamp(h[2i+1], ±limit)`, `out[t·k+j, i] = g·σ(alpha·g)·(u + 1)` with `e = indices[t·k+j]`.
+    ///
+    /// `shape.rows` is 2I; `bias: [E, 2I]`, `x: [T, cols]`, `indices: [T, k]`, `out: [T·k, I]`.
+    ///
+    /// # Panics
+    ///
+    /// When an index is not below `shape.experts`, k is 0, `shape.rows` is odd, `shape.cols` is 0 or (for
+    /// MXFP4) no multiple of 32, or a length is not what the shapes say.
+    #[allow(clippy::too_many_arguments)]
     pub fn moe_gate_up(
         &self,
         out: &mut [f32],
@@ -77,8 +302,23 @@ impl Cpu {
         k: usize,
         swiglu: SwigluParams,
     ) {
-        unimplemented!()
+        experts::check(w, bias, shape, indices, k);
+        assert!(shape.rows.is_multiple_of(2), "rows of gate and up are {}", shape.rows);
+        assert_eq!(x.len(), indices.len() / k * shape.cols, "x");
+        assert_eq!(out.len(), indices.len() * shape.rows / 2, "out");
+        experts::gate_up(self, out, w, bias, shape, x, indices, k, swiglu);
     }
+
+    /// The weighted sum of the chosen experts' outputs:
+    /// `out[t,:] = Σ_j weights[t,j] · (W[e_j]·a[t·k+j,:] + bias[e_j])`, summed in the order of `indices`.
+    ///
+    /// `shape.rows` is H; `bias: [E, H]`, `a: [T·k, cols]`, `indices, weights: [T, k]`, `out: [T, H]`.
+    ///
+    /// # Panics
+    ///
+    /// When an index is not below `shape.experts`, k is 0, `shape.cols` is 0 or (for MXFP4) no multiple of
+    /// 32, or a length is not what the shapes say.
+    #[allow(clippy::too_many_arguments)]
     pub fn moe_down(
         &self,
         out: &mut [f32],
@@ -90,9 +330,19 @@ impl Cpu {
         weights: &[f32],
         k: usize,
     ) {
-        unimplemented!()
+        experts::check(w, bias, shape, indices, k);
+        assert_eq!(a.len(), indices.len() * shape.cols, "a");
+        assert_eq!(weights.len(), indices.len(), "weights");
+        assert_eq!(out.len(), indices.len() / k * shape.rows, "out");
+        experts::down(self, out, w, bias, shape, a, indices, weights, k);
     }
-    /// `slots[t]` is `page · 64 + row`; `pages` is the whole pool as 32-bit words.
+
+    /// Stores row t of `k, v: [T, K, D]` at `slots[t]` (`page · 64 + row`), converted to `format`.
+    /// `pages` is the whole pool as 32-bit words. Of equal slots the last row stays.
+    ///
+    /// # Panics
+    ///
+    /// When a slot is outside the pool, or a length is not what the shapes say.
     pub fn kv_write(
         &self,
         pages: &mut [u32],
@@ -102,8 +352,22 @@ impl Cpu {
         heads: HeadShape,
         format: KvFormat,
     ) {
-        unimplemented!()
+        attention::kv_write(self, pages, k, v, slots, heads, format);
     }
+
+    /// Attention over the paged cache: for query head h of row t, with kv head `h / (Q/K)`,
+    /// `s_j = scale · q·k_j` over the positions j that `rows` makes visible,
+    /// `out = Σ_j e^(s_j − m)·v_j / (Σ_j e^(s_j − m) + e^(sinks[h] − m))`.
+    ///
+    /// `q, out: [T, Q, D]`, `sinks: [Q]`. Scores must be finite: one that is not makes its head's output
+    /// NaN.
+    ///
+    /// # Panics
+    ///
+    /// When a sequence index, a visible position or the page it maps to (also
+    /// [`NO_PAGE`](super::NO_PAGE)) is out of range, the window is 0, or a length is not what the shapes
+    /// say.
+    #[allow(clippy::too_many_arguments)]
     pub fn attention(
         &self,
         out: &mut [f32],
@@ -115,6 +379,6 @@ impl Cpu {
         format: KvFormat,
         scale: f32,
     ) {
-        unimplemented!()
+        attention::attention(self, out, q, pages, sinks, rows, heads, format, scale);
     }
 }

@@ -1,0 +1,335 @@
+//! Attention over the paged cache, and the writing of its pages.
+//!
+//! A row's visible positions are taken page by page with an online softmax, in partitions of
+//! [`PARTITION`] pages that begin at absolute positions; the partitions are merged in order onto a
+//! state that begins as the sink's. Whether one task does all partitions of a row or each has its own,
+//! the arithmetic is the same, so a decode step equals the same row of a prefill bit for bit.
+
+use super::parallel::Shares;
+use super::{Cpu, scratch, words};
+use crate::kernels::{AttentionRows, HeadShape, KvFormat, NO_PAGE, PAGE_TOKENS};
+use std::ops::Range;
+
+/// Pages per partition.
+const PARTITION: usize = 8;
+
+/// Softmax state of the query heads of one kv head over some positions.
+pub(super) struct Partial<'a> {
+    /// Largest score, per head.
+    pub(super) max: &'a mut [f32],
+    /// `Σ e^(s − max)`, per head.
+    pub(super) sum: &'a mut [f32],
+    /// `Σ e^(s − max)·v`, `[heads, D]`.
+    pub(super) acc: &'a mut [f32],
+}
+
+impl<'a> Partial<'a> {
+    /// Floats behind one state.
+    fn len(group: usize, head_dim: usize) -> usize {
+        group * (head_dim + 2)
+    }
+
+    fn new(floats: &'a mut [f32], group: usize) -> Partial<'a> {
+        let (max, floats) = floats.split_at_mut(group);
+        let (sum, acc) = floats.split_at_mut(group);
+        Partial { max, sum, acc }
+    }
+
+    /// No positions yet.
+    fn clear(&mut self) {
+        self.max.fill(f32::NEG_INFINITY);
+        self.sum.fill(0.0);
+        self.acc.fill(0.0);
+    }
+
+    /// The state that has seen the sinks, which weigh but have no value.
+    fn start(&mut self, sinks: &[f32]) {
+        self.max.copy_from_slice(sinks);
+        self.sum.fill(1.0);
+        self.acc.fill(0.0);
+    }
+
+    /// Adds the positions of `other`.
+    fn merge(&mut self, other: &Partial<'_>) {
+        let head_dim = self.acc.len() / self.max.len();
+        for head in 0..self.max.len() {
+            let max = self.max[head].max(other.max[head]);
+            let (ours, theirs) = ((self.max[head] - max).exp(), (other.max[head] - max).exp());
+            self.max[head] = max;
+            self.sum[head] = self.sum[head] * ours + other.sum[head] * theirs;
+            let range = head * head_dim..(head + 1) * head_dim;
+            for (acc, other) in self.acc[range.clone()].iter_mut().zip(&other.acc[range]) {
+                *acc = *acc * ours + other * theirs;
+            }
+        }
+    }
+
+    fn finish(&self, out: &mut [f32]) {
+        let head_dim = self.acc.len() / self.max.len();
+        let rows = out.chunks_exact_mut(head_dim).zip(self.acc.chunks_exact(head_dim));
+        for ((out, acc), sum) in rows.zip(&*self.sum) {
+            for (out, acc) in out.iter_mut().zip(acc) {
+                *out = acc / sum;
+            }
+        }
+    }
+}
+
+struct Call<'a> {
+    cpu: &'a Cpu,
+    q: &'a [f32],
+    pages: &'a [u32],
+    rows: AttentionRows<'a>,
+    heads: HeadShape,
+    format: KvFormat,
+    scale: f32,
+}
+
+impl Call<'_> {
+    /// Query heads per kv head.
+    fn group(&self) -> usize {
+        self.heads.q_heads / self.heads.kv_heads
+    }
+
+    /// Positions that row t sees.
+    fn visible(&self, t: usize) -> Range<usize> {
+        let end = self.rows.positions[t] as usize + 1;
+        self.rows.window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+
+    fn partitions(&self, t: usize) -> Range<usize> {
+        let visible = self.visible(t);
+        let size = PARTITION * PAGE_TOKENS;
+        visible.start / size..visible.end.div_ceil(size)
+    }
+
+    /// Floats of scratch that [`partition`](Self::partition) needs: keys and values of a page.
+    fn page_scratch(&self) -> usize {
+        2 * PAGE_TOKENS * self.heads.head_dim
+    }
+
+    /// Sets `state` to the visible positions of one partition, for row t and one kv head.
+    fn partition(
+        &self,
+        state: &mut Partial<'_>,
+        t: usize,
+        kv_head: usize,
+        partition: usize,
+        scratch: &mut [f32],
+    ) {
+        let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
+        let width = self.group() * head_dim;
+        let q = &self.q[t * q_heads * head_dim + kv_head * width..][..width];
+        let table = self.rows.page_tables[self.rows.sequences[t] as usize];
+        let visible = self.visible(t);
+        let bytes = self.format.element_bytes();
+        let page_words = self.heads.page_elements() * bytes / 4;
+        let head_words = PAGE_TOKENS * head_dim * bytes / 4;
+        let (k_scratch, v_scratch) = scratch.split_at_mut(PAGE_TOKENS * head_dim);
+        let mut weights = [0.0; PAGE_TOKENS];
+        state.clear();
+        let pages = partition * PARTITION..(partition + 1) * PARTITION;
+        for page in pages {
+            let start = visible.start.max(page * PAGE_TOKENS);
+            let end = visible.end.min((page + 1) * PAGE_TOKENS);
+            if start >= end {
+                continue;
+            }
+            let seen = start - page * PAGE_TOKENS..end - page * PAGE_TOKENS;
+            let words = &self.pages[table[page] as usize * page_words..][..page_words];
+            let k_words = &words[kv_head * head_words..][..head_words];
+            let v_words = &words[(kv_heads + kv_head) * head_words..][..head_words];
+            let (k_scale, v_scale) = match self.format {
+                KvFormat::Fp8 { k_scale, v_scale } => (k_scale, v_scale),
+                _ => (1.0, 1.0),
+            };
+            let k = self.floats(k_words, k_scratch, &seen, k_scale);
+            let v = self.floats(v_words, v_scratch, &seen, v_scale);
+            // SAFETY: the table exists only where its tier runs; `k` and `v` are whole pages of one
+            // head, `q` its query heads, `seen` within a page.
+            unsafe {
+                let page = self.cpu.kernels.attention_page;
+                page(state, q, k, v, seen, self.scale, &mut weights);
+            }
+        }
+    }
+
+    /// Keys or values of one page and head as f32: the words themselves, or `scratch` with the rows
+    /// `seen` decoded; its other rows are left over from before and finite or not, nobody may use them.
+    fn floats<'b>(
+        &self,
+        words: &'b [u32],
+        scratch: &'b mut [f32],
+        seen: &Range<usize>,
+        scale: f32,
+    ) -> &'b [f32] {
+        let part = seen.start * self.heads.head_dim..seen.end * self.heads.head_dim;
+        let kernels = &self.cpu.kernels;
+        match self.format {
+            KvFormat::F32 => return words::f32s(words),
+            // SAFETY: the table exists only where its tier runs; both sides have the same length.
+            KvFormat::Bf16 => unsafe {
+                (kernels.widen)(&mut scratch[part.clone()], &words::bf16s(words)[part]);
+            },
+            // SAFETY: as above.
+            KvFormat::Fp8 { .. } => unsafe {
+                (kernels.decode_fp8)(&mut scratch[part.clone()], &words::bytes(words)[part], scale);
+            },
+        }
+        scratch
+    }
+
+    /// One task per row and kv head, which goes through the partitions in order.
+    fn by_row(&self, out: &mut [f32], sinks: &[f32]) {
+        let HeadShape { kv_heads, head_dim, .. } = self.heads;
+        let (group, state_len) = (self.group(), Partial::len(self.group(), head_dim));
+        let out = Shares::new(out);
+        self.cpu.pool.run(self.rows.positions.len() * kv_heads, &|i| {
+            let (t, kv_head) = (i / kv_heads, i % kv_heads);
+            scratch::task(2 * state_len + self.page_scratch(), |floats| {
+                let (state, floats) = floats.split_at_mut(state_len);
+                let (part, scratch) = floats.split_at_mut(state_len);
+                let mut state = Partial::new(state, group);
+                let mut part = Partial::new(part, group);
+                state.start(&sinks[kv_head * group..][..group]);
+                for partition in self.partitions(t) {
+                    self.partition(&mut part, t, kv_head, partition, scratch);
+                    state.merge(&part);
+                }
+                // SAFETY: the heads of this row and kv head are this task's alone.
+                let out = unsafe { out.part(i * group * head_dim..(i + 1) * group * head_dim) };
+                state.finish(out);
+            });
+        });
+    }
+
+    /// One task per row, kv head and partition, for few rows on many threads; then the merging.
+    fn by_partition(&self, out: &mut [f32], sinks: &[f32]) {
+        let HeadShape { kv_heads, head_dim, .. } = self.heads;
+        let (group, state_len) = (self.group(), Partial::len(self.group(), head_dim));
+        let tasks: Vec<(usize, usize, usize)> = (0..self.rows.positions.len() * kv_heads)
+            .flat_map(|i| {
+                self.partitions(i / kv_heads).map(move |p| (i / kv_heads, i % kv_heads, p))
+            })
+            .collect();
+        scratch::call((tasks.len() + 1) * state_len, |floats| {
+            let (merged, parts) = floats.split_at_mut(state_len);
+            let shares = Shares::new(&mut *parts);
+            self.cpu.pool.run(tasks.len(), &|i| {
+                let (t, kv_head, partition) = tasks[i];
+                // SAFETY: state i is this task's alone.
+                let part = unsafe { shares.part(i * state_len..(i + 1) * state_len) };
+                scratch::task(self.page_scratch(), |scratch| {
+                    let mut part = Partial::new(part, group);
+                    self.partition(&mut part, t, kv_head, partition, scratch);
+                });
+            });
+            let mut parts = parts.chunks_exact_mut(state_len);
+            for (i, out) in out.chunks_exact_mut(group * head_dim).enumerate() {
+                let (t, kv_head) = (i / kv_heads, i % kv_heads);
+                let mut state = Partial::new(merged, group);
+                state.start(&sinks[kv_head * group..][..group]);
+                for part in parts.by_ref().take(self.partitions(t).len()) {
+                    state.merge(&Partial::new(part, group));
+                }
+                state.finish(out);
+            }
+        });
+    }
+}
+
+/// Panics unless `heads` is a shape and `pages` a pool of such pages; returns how many.
+fn page_count(pages: &[u32], heads: HeadShape, format: KvFormat) -> usize {
+    let HeadShape { q_heads, kv_heads, head_dim } = heads;
+    assert!(kv_heads > 0 && q_heads > 0 && q_heads.is_multiple_of(kv_heads), "{heads:?}");
+    assert!(head_dim > 0 && head_dim.is_multiple_of(16), "{heads:?}");
+    let page_words = heads.page_elements() * format.element_bytes() / 4;
+    assert!(pages.len().is_multiple_of(page_words), "pages");
+    pages.len() / page_words
+}
+
+/// See [`Cpu::attention`].
+#[allow(clippy::too_many_arguments)]
+pub(super) fn attention(
+    cpu: &Cpu,
+    out: &mut [f32],
+    q: &[f32],
+    pages: &[u32],
+    sinks: &[f32],
+    rows: AttentionRows,
+    heads: HeadShape,
+    format: KvFormat,
+    scale: f32,
+) {
+    let count = page_count(pages, heads, format);
+    let t = rows.positions.len();
+    assert_eq!(rows.sequences.len(), t, "sequences");
+    assert_eq!(sinks.len(), heads.q_heads, "sinks");
+    assert_eq!(q.len(), t * heads.q_heads * heads.head_dim, "q");
+    assert_eq!(out.len(), q.len(), "out");
+    assert!(rows.window != Some(0), "a window sees at least its own position");
+    let call = Call { cpu, q, pages, rows, heads, format, scale };
+    for (row, &sequence) in rows.sequences.iter().enumerate() {
+        let table = rows.page_tables[sequence as usize];
+        let visible = call.visible(row);
+        let seen = visible.start / PAGE_TOKENS..visible.end.div_ceil(PAGE_TOKENS);
+        for (&page, i) in table[seen.clone()].iter().zip(seen) {
+            assert!(
+                page != NO_PAGE,
+                "row {row} sees page {i} of its sequence, which was given back"
+            );
+            assert!((page as usize) < count, "row {row} sees page {page}, the pool has {count}");
+        }
+    }
+    // Enough rows keep every thread busy without splitting them.
+    if t * heads.kv_heads >= 4 * cpu.threads() || cpu.threads() == 1 {
+        call.by_row(out, sinks);
+    } else {
+        call.by_partition(out, sinks);
+    }
+}
+
+/// See [`Cpu::kv_write`]. Tasks take kv heads, not rows: then equal slots are written in order.
+pub(super) fn kv_write(
+    cpu: &Cpu,
+    pages: &mut [u32],
+    k: &[f32],
+    v: &[f32],
+    slots: &[u64],
+    heads: HeadShape,
+    format: KvFormat,
+) {
+    let count = page_count(pages, heads, format);
+    let HeadShape { kv_heads, head_dim, .. } = heads;
+    let width = kv_heads * head_dim;
+    assert_eq!((k.len(), v.len()), (slots.len() * width, slots.len() * width), "k, v");
+    let end = (count * PAGE_TOKENS) as u64;
+    assert!(slots.iter().all(|&slot| slot < end), "slot not below {end}");
+    let row_words = head_dim * format.element_bytes() / 4;
+    let pages = Shares::new(pages);
+    cpu.split(kv_heads, 2 * slots.len() * head_dim, 1, 1, |range| {
+        for head in range {
+            for (t, &slot) in slots.iter().enumerate() {
+                let (page, row) = (slot as usize / PAGE_TOKENS, slot as usize % PAGE_TOKENS);
+                for (part, x) in [k, v].into_iter().enumerate() {
+                    let x = &x[t * width + head * head_dim..][..head_dim];
+                    let head = (page * 2 + part) * kv_heads + head;
+                    let at = (head * PAGE_TOKENS + row) * row_words;
+                    // SAFETY: rows of this kv head are this task's alone, in every page.
+                    let words = unsafe { pages.part(at..at + row_words) };
+                    // SAFETY: the table exists only where its tier runs.
+                    match format {
+                        KvFormat::F32 => words::f32s_mut(words).copy_from_slice(x),
+                        KvFormat::Bf16 => unsafe {
+                            (cpu.kernels.encode_bf16)(words::bf16s_mut(words), x);
+                        },
+                        KvFormat::Fp8 { k_scale, v_scale } => unsafe {
+                            let scale = [k_scale, v_scale][part];
+                            (cpu.kernels.encode_fp8)(words::bytes_mut(words), x, scale);
+                        },
+                    }
+                }
+            }
+        }
+    });
+}

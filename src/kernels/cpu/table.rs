@@ -1,0 +1,84 @@
+//! The tiers as data: one function pointer per serial kernel, lower tiers inherited by struct update.
+
+use super::attention::Partial;
+use super::parallel::Columns;
+use super::{Isa, Mxfp4Rows, scalar};
+use crate::kernels::{PAGE_TOKENS, SwigluParams};
+use half::bf16;
+use std::ops::Range;
+
+/// Serial kernels of one tier; each is documented where the scalar tier defines it.
+///
+/// Every field is unsafe to call for the same two reasons: the CPU must have the tier's instructions,
+/// which holds for a table that [`Kernels::of`] returned, and slices must have the lengths that the
+/// entry points of [`Cpu`](super::Cpu) check.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    pub(super) isa: Isa,
+    pub(super) widen: unsafe fn(&mut [f32], &[bf16]),
+    pub(super) encode_bf16: unsafe fn(&mut [bf16], &[f32]),
+    pub(super) encode_fp8: unsafe fn(&mut [u8], &[f32], f32),
+    pub(super) decode_fp8: unsafe fn(&mut [f32], &[u8], f32),
+    pub(super) rms_norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
+    pub(super) rope: unsafe fn(&mut [f32], &[f32], &[f32]),
+    pub(super) matmul: unsafe fn(&mut Columns<'_, f32>, &[bf16], &[f32], Option<&[f32]>, usize),
+    pub(super) topk_softmax: unsafe fn(&mut [u32], &mut [f32], &[f32]),
+    pub(super) mxfp4_decode: unsafe fn(&mut [f32], &[u8], &[u8]),
+    pub(super) mxfp4_matmul: unsafe fn(&mut Columns<'_, f32>, Mxfp4Rows<'_>, &[f32], &mut [f32]),
+    pub(super) bf16_matmul:
+        unsafe fn(&mut Columns<'_, f32>, &[bf16], Range<usize>, usize, &[f32], usize),
+    pub(super) swiglu: unsafe fn(&mut [f32], &[f32], &[bf16], SwigluParams),
+    pub(super) combine: unsafe fn(&mut [f32], &[f32], &[bf16], f32),
+    #[allow(clippy::type_complexity)] // one name more would not make it simpler
+    pub(super) attention_page: unsafe fn(
+        &mut Partial<'_>,
+        &[f32],
+        &[f32],
+        &[f32],
+        Range<usize>,
+        f32,
+        &mut [f32; PAGE_TOKENS],
+    ),
+}
+
+const SCALAR: Kernels = Kernels {
+    isa: Isa::Scalar,
+    widen: scalar::widen,
+    encode_bf16: scalar::encode_bf16,
+    encode_fp8: scalar::encode_fp8,
+    decode_fp8: scalar::decode_fp8,
+    rms_norm: scalar::rms_norm,
+    rope: scalar::rope,
+    matmul: scalar::matmul,
+    topk_softmax: scalar::topk_softmax,
+    mxfp4_decode: scalar::mxfp4_decode,
+    mxfp4_matmul: scalar::mxfp4_matmul,
+    bf16_matmul: scalar::bf16_matmul,
+    swiglu: scalar::swiglu,
+    combine: scalar::combine,
+    attention_page: scalar::attention_page,
+};
+
+#[cfg(target_arch = "x86_64")]
+const AVX2: Kernels = Kernels { isa: Isa::Avx2, ..SCALAR };
+
+#[cfg(target_arch = "x86_64")]
+const AVX512: Kernels = Kernels { isa: Isa::Avx512, ..AVX2 };
+
+impl Kernels {
+    /// The table of `isa`; `None` when this machine lacks the tier.
+    pub(super) fn of(isa: Isa) -> Option<Kernels> {
+        if !isa.is_supported() {
+            return None;
+        }
+        match isa {
+            Isa::Scalar => Some(SCALAR),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Some(AVX2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => Some(AVX512),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => None,
+        }
+    }
+}

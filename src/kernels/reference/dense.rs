@@ -1,0 +1,70 @@
+//! Embedding, norm, dense layers and rotary positions.
+
+use super::Bounded;
+use half::bf16;
+
+/// `out[t,:] = table[token[t],:]`.
+pub fn embedding(table: &[bf16], tokens: &[u32], hidden: usize) -> Vec<f32> {
+    let mut out = Vec::new();
+    for &token in tokens {
+        for i in 0..hidden {
+            out.push(table[token as usize * hidden + i].to_f32());
+        }
+    }
+    out
+}
+
+/// `x · rsqrt(mean(x²) + eps) · w` per row of `w.len()` values. `terms` is the value's own magnitude:
+/// the mean is a sum of positive terms, so its relative error is at most that of n additions.
+pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Bounded {
+    let hidden = weight.len();
+    let mut out = Bounded::with_capacity(x.len());
+    for row in x.chunks(hidden) {
+        let mut sum = 0.0;
+        for &x in row {
+            sum += f64::from(x) * f64::from(x);
+        }
+        let rsqrt = 1.0 / (sum / hidden as f64 + f64::from(eps)).sqrt();
+        for (&x, &w) in row.iter().zip(weight) {
+            let y = f64::from(x) * rsqrt * f64::from(w);
+            out.push(y, y.abs());
+        }
+    }
+    out
+}
+
+/// `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]`.
+pub fn matmul(w: &[bf16], x: &[f32], bias: Option<&[f32]>, rows: usize, cols: usize) -> Bounded {
+    let mut out = Bounded::with_capacity(x.len() / cols * rows);
+    for x in x.chunks(cols) {
+        for o in 0..rows {
+            let mut sum = bias.map_or(0.0, |b| f64::from(b[o]));
+            let mut terms = sum.abs();
+            for i in 0..cols {
+                let term = w[o * cols + i].to_f64() * f64::from(x[i]);
+                sum += term;
+                terms += term.abs();
+            }
+            out.push(sum, terms);
+        }
+    }
+    out
+}
+
+/// Rotates the pairs `(i, i + D/2)` of every head of every row: `(x1·c − x2·s, x2·c + x1·s)`.
+pub fn rope(x: &[f32], cos: &[f32], sin: &[f32], heads: usize, head_dim: usize) -> Bounded {
+    let half = head_dim / 2;
+    let mut out = Bounded::with_capacity(x.len());
+    for (row, x) in x.chunks(heads * head_dim).enumerate() {
+        for x in x.chunks(head_dim) {
+            for i in 0..head_dim {
+                let angle = row * half + i % half;
+                let (c, s) = (f64::from(cos[angle]), f64::from(sin[angle]));
+                let (x1, x2) = (f64::from(x[i % half]), f64::from(x[half + i % half]));
+                let (a, b) = if i < half { (x1 * c, -x2 * s) } else { (x2 * c, x1 * s) };
+                out.push(a + b, a.abs() + b.abs());
+            }
+        }
+    }
+    out
+}

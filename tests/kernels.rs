@@ -1,0 +1,16 @@
+//! Every kernel on every tier of this machine against the f64 reference.
+//!
+//! A tier the machine lacks is named on stderr; `REQUIRE_ISA=scalar|avx2|avx512` makes it a failure.
+
+mod common {
+    pub mod kernels;
+}
+
+mod kernels {
+    mod attention;
+    mod convert;
+    mod dense;
+    mod invariance;
+    mod moe;
+    mod pool;
+}

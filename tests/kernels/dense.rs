@@ -1,0 +1,106 @@
+//! Embedding, norm, dense layers, rotary positions.
+
+use crate::common::kernels::*;
+use gpt_oss_puzzle::kernels::reference;
+use half::bf16;
+
+#[test]
+fn embedding_copies_rows() {
+    let mut rng = Rng(1);
+    for (hidden, tokens) in [(1, 0), (7, 1), (33, 5), (2880, 40)] {
+        let vocab = 11;
+        let table = Input::new(rng.bf16s(vocab * hidden), 1);
+        let tokens: Vec<u32> = (0..tokens).map(|_| rng.below(vocab) as u32).collect();
+        let want = reference::embedding(&table, &tokens, hidden);
+        for cpu in tiers() {
+            let got = guarded(want.len(), 1, |out| cpu.embedding(out, &table, &tokens, hidden));
+            assert_same_bits(&got, &want, &format!("{cpu:?} hidden {hidden}"));
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "token not below 3")]
+fn embedding_refuses_a_token_outside_the_vocabulary() {
+    tiers()[0].embedding(&mut [0.0; 2], &[bf16::ZERO; 6], &[3], 2);
+}
+
+#[test]
+fn rms_norm_is_bounded() {
+    let mut rng = Rng(2);
+    for hidden in [1, 7, 8, 9, 15, 16, 17, 31, 127, 2880] {
+        for (rows, offset) in [(0, 0), (1, 1), (3, 2), (40, 3)] {
+            let x = Input::new(rng.floats(rows * hidden), offset);
+            let weight = Input::new(rng.floats(hidden), offset);
+            let want = reference::rms_norm(&x, &weight, 1e-5);
+            for cpu in tiers() {
+                let got = guarded(x.len(), offset, |out| cpu.rms_norm(out, &x, &weight, 1e-5));
+                let what = format!("{cpu:?} hidden {hidden} rows {rows}");
+                assert_bounded(&got, &want, 1.0, hidden + 4, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn rms_norm_of_zeros_is_zero_and_of_nan_is_nan() {
+    for cpu in tiers() {
+        let zeros = guarded(32, 0, |out| cpu.rms_norm(out, &[0.0; 32], &[1.0; 32], 1e-5));
+        assert_eq!(zeros, [0.0; 32]);
+        let mut x = [1.0; 32];
+        x[17] = f32::NAN;
+        let got = guarded(32, 0, |out| cpu.rms_norm(out, &x, &[1.0; 32], 1e-5));
+        assert!(got.iter().all(|x| x.is_nan()), "{cpu:?}: {got:?}");
+    }
+}
+
+fn check_matmul(rng: &mut Rng, t: usize, rows: usize, cols: usize, offset: usize) {
+    let w = Input::new(rng.bf16s(rows * cols), offset);
+    let x = Input::new(rng.floats(t * cols), offset);
+    let bias = Input::new(rng.floats(rows), offset);
+    for bias in [None, Some(&*bias)] {
+        let want = reference::matmul(&w, &x, bias, rows, cols);
+        for cpu in tiers() {
+            let got = guarded(t * rows, offset, |out| cpu.matmul(out, &w, &x, bias, rows, cols));
+            let what = format!("{cpu:?} T {t}, [{rows}, {cols}], bias {}", bias.is_some());
+            assert_bounded(&got, &want, 1.0, cols + 1, &what);
+        }
+    }
+}
+
+#[test]
+fn matmul_is_bounded() {
+    let mut rng = Rng(3);
+    // Around the vector widths, the row blocks (2, 4, 8) and the token tiles (up to 6).
+    for cols in [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 131] {
+        for rows in [1, 2, 3, 4, 7, 8, 9, 13] {
+            for t in [0, 1, 2, 3, 5, 6, 7, 13] {
+                check_matmul(&mut rng, t, rows, cols, cols % 3);
+            }
+        }
+    }
+    for (t, rows) in [(1, 64), (3, 128), (8, 37), (70, 9)] {
+        check_matmul(&mut rng, t, rows, 2880, 1);
+    }
+}
+
+#[test]
+fn rope_is_bounded() {
+    let mut rng = Rng(4);
+    for head_dim in [2, 14, 16, 18, 32, 34, 64, 128] {
+        for (rows, heads, offset) in [(0, 1, 0), (1, 1, 1), (3, 5, 2), (17, 64, 3)] {
+            let x = Input::new(rng.floats(rows * heads * head_dim), offset);
+            let angles = rng.floats(rows * head_dim / 2);
+            let cos = Input::new(angles.iter().map(|a| (9.0 * a).cos()).collect(), offset);
+            let sin = Input::new(angles.iter().map(|a| (9.0 * a).sin()).collect(), offset);
+            let want = reference::rope(&x, &cos, &sin, heads, head_dim);
+            for cpu in tiers() {
+                let got = guarded(x.len(), offset, |out| {
+                    out.copy_from_slice(&x);
+                    cpu.rope(out, &cos, &sin, heads, head_dim);
+                });
+                assert_bounded(&got, &want, 1.0, 2, &format!("{cpu:?} D {head_dim}"));
+            }
+        }
+    }
+}
