@@ -67,10 +67,17 @@ impl GptOss {
     /// `Checkpoint` for a tensor that is missing or has the wrong dtype or shape; `InvalidRequest`
     /// when `MAX_CPU_ISA` names no instruction set.
     pub fn new(checkpoint: &Checkpoint, threads: usize) -> Result<GptOss> {
+        let cpu = Cpu::new(threads).map_err(Error::invalid_request)?;
+        GptOss::with_cpu(checkpoint, cpu)
+    }
+
+    /// As [`GptOss::new`] on given kernels, so that tests can run every tier.
+    #[doc(hidden)]
+    pub fn with_cpu(checkpoint: &Checkpoint, cpu: Cpu) -> Result<GptOss> {
         let config = checkpoint.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         Ok(GptOss {
-            cpu: Cpu::new(threads),
+            cpu,
             embed_tokens: checkpoint.bf16("model.embed_tokens.weight", &[vocab, hidden])?,
             layers: (0..config.num_hidden_layers())
                 .map(|layer| DecoderLayer::new(checkpoint, layer))
