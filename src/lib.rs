@@ -2,7 +2,7 @@
 #![deny(unsafe_code)]
 
 pub mod cache;
-mod chat;
+pub mod chat;
 pub mod config;
 mod error;
 pub mod generation;
@@ -14,5 +14,6 @@ mod ops;
 pub mod tokenizer;
 pub mod weights;
 
+pub use chat::{ChatEvent, ChatRequest, ChatResponse, ChatSession, ChatStream, Model, ModelBuilder};
 pub use config::{BlockConfig, ModelConfig, RopeConfig};
 pub use error::{Error, ErrorKind, Result};
