@@ -3,7 +3,9 @@
 use super::session::SessionState;
 use super::{ChatEvent, ChatRequest, ChatResponse, Model, TokenLogprob, TopLogprob};
 use crate::generation::{CancelHandle, FinishReason, GeneratedToken, Generator, Timings, Usage};
-use crate::harmony::{Collector, Content, Event, Item, Mode, Parser, Primed, Repair, Terminator};
+use crate::harmony::{
+    AssistantMessage, Collector, Content, Event, Item, Message, Mode, Parser, Primed, ToolCall,
+};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use std::collections::VecDeque;
@@ -27,13 +29,12 @@ pub struct ChatStream<'m> {
     queue: VecDeque<ChatEvent>,
     /// What the message being read is.
     content: Option<Content>,
+    /// Calls in the conversation before, so that ids are not given twice.
+    earlier_calls: usize,
     /// Calls that began.
     calls: usize,
     /// Whether the message that closed last was a tool call.
     called: bool,
-    /// The model began a message in another's name.
-    foreign: bool,
-    repairs: Vec<Repair>,
     logprobs: Vec<TokenLogprob>,
     /// The prompt (in a session) and every generated token.
     tokens: Vec<u32>,
@@ -63,10 +64,9 @@ impl<'m> ChatStream<'m> {
             collector: Collector::default(),
             queue: VecDeque::new(),
             content: None,
+            earlier_calls: earlier_calls(request),
             calls: 0,
             called: false,
-            foreign: false,
-            repairs: Vec::new(),
             logprobs: Vec::new(),
             tokens: Vec::new(),
             prompt_tokens: 0,
@@ -118,7 +118,8 @@ impl<'m> ChatStream<'m> {
     /// Runs one step of the model, or ends the answer.
     fn advance(&mut self) -> Result<()> {
         let next = match self.generator.as_mut() {
-            Some(generator) if !self.foreign => generator.next(),
+            // The parser also ends a turn in which the model goes on to speak for a user or a tool.
+            Some(generator) if !self.parser.is_done() => generator.next(),
             _ => None,
         };
         if let Some(generator) = &self.generator {
@@ -162,22 +163,11 @@ impl<'m> ChatStream<'m> {
     }
 
     fn handle(&mut self, event: Event) {
-        if let Event::Open(header) = &event {
-            self.foreign |= header.role != "assistant";
-        }
-        // The model speaks for the user or a tool: the answer was over before.
-        if self.foreign {
-            return;
-        }
-        self.collector.push(&event);
-        let index = self.calls.saturating_sub(1);
+        self.collector.push(event.clone());
         match event {
             Event::Open(header) => {
-                self.content = Some(header.content());
-                if let (Content::ToolCall, Some(Item::ToolCall(call))) =
-                    (header.content(), self.collector.message().items.last())
-                {
-                    let (id, name, kind) = (call.id.clone(), call.name.clone(), call.kind);
+                self.content = header.content();
+                if let Some(ToolCall { id, name, kind, .. }) = self.open_call() {
                     let index = self.calls;
                     self.queue.push_back(ChatEvent::ToolCallStart { index, id, name, kind });
                     self.calls += 1;
@@ -186,21 +176,41 @@ impl<'m> ChatStream<'m> {
             Event::Delta(text) => self.queue.push_back(match self.content {
                 Some(Content::Reasoning) => ChatEvent::Reasoning(text),
                 Some(Content::Preamble) => ChatEvent::Preamble(text),
-                Some(Content::ToolCall) => ChatEvent::ToolCallDelta { index, arguments: text },
+                Some(Content::ToolCall) => {
+                    ChatEvent::ToolCallDelta { index: self.calls - 1, arguments: text }
+                }
                 _ => ChatEvent::Text(text),
             }),
-            Event::Close(terminator) => {
-                let call = self.content.take() == Some(Content::ToolCall);
-                self.called = call && terminator != Terminator::Truncated;
+            Event::Close(_) => {
+                self.called = self.open_call().is_some_and(|call| !call.incomplete);
+                self.content = None;
                 if self.called {
-                    self.queue.push_back(ChatEvent::ToolCallDone { index });
+                    self.queue.push_back(ChatEvent::ToolCallDone { index: self.calls - 1 });
                 }
             }
-            Event::Repaired(repair) => {
-                self.repairs.push(repair.clone());
-                self.queue.push_back(ChatEvent::Repaired(repair));
-            }
+            Event::Repaired(repair) => self.queue.push_back(ChatEvent::Repaired(repair)),
         }
+    }
+
+    /// The call whose message is being read.
+    fn open_call(&self) -> Option<ToolCall> {
+        match (self.content, self.message().items.pop()) {
+            (Some(Content::ToolCall), Some(Item::ToolCall(call))) => Some(call),
+            _ => None,
+        }
+    }
+
+    /// The answer so far.
+    fn message(&self) -> AssistantMessage {
+        let mut message = self.collector.assistant();
+        let calls = message.items.iter_mut().filter_map(|item| match item {
+            Item::ToolCall(call) => Some(call),
+            _ => None,
+        });
+        for (number, call) in (self.earlier_calls..).zip(calls) {
+            call.id = format!("call_{number}");
+        }
+        message
     }
 
     fn end(&mut self) -> Result<()> {
@@ -214,11 +224,11 @@ impl<'m> ChatStream<'m> {
         };
         let (usage, timings) = (self.usage, self.timings);
         self.response = Some(ChatResponse {
-            message: self.collector.message().clone(),
+            message: self.message(),
             finish_reason: reason,
             usage,
             timings,
-            repairs: self.repairs.clone(),
+            repairs: self.collector.repairs().to_vec(),
             logprobs: std::mem::take(&mut self.logprobs),
             tokens: self.tokens[self.prompt_tokens..].to_vec(),
             seed: generator.seed(),
@@ -230,11 +240,20 @@ impl<'m> ChatStream<'m> {
 
     /// Hands the turn over to the session, once.
     fn settle(&mut self) {
-        if let (Some(session), Some(generator)) = (self.session.take(), self.generator.take()) {
-            let message = self.collector.message().clone();
+        let Some(session) = self.session.take() else { return };
+        let message = self.message();
+        if let Some(generator) = self.generator.take() {
             session.settle(message, self.prompt_tokens, &self.tokens, generator);
         }
     }
+}
+
+fn earlier_calls(request: &ChatRequest) -> usize {
+    let calls = |message: &Message| match message {
+        Message::Assistant(assistant) => assistant.tool_calls().count(),
+        _ => 0,
+    };
+    request.messages.iter().map(calls).sum()
 }
 
 impl Iterator for ChatStream<'_> {
