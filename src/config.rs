@@ -131,6 +131,8 @@ struct RawRope {
 
 /// Largest value accepted for any size, so that products of a few of them stay far from overflow.
 const MAX_SIZE: usize = 1 << 24;
+/// Longest config.json accepted, in bytes; the published ones are below 10 KB.
+const MAX_FILE: u64 = 1 << 20;
 /// Most layers accepted.
 const MAX_LAYERS: usize = 1 << 12;
 
@@ -140,6 +142,14 @@ impl ModelConfig {
     /// # Errors
     /// `Io` when the file cannot be read, otherwise as [`ModelConfig::from_json`] with the path in front.
     pub fn from_file(path: &Path) -> Result<ModelConfig> {
+        let meta = path.metadata().map_err(|e| Error::io("read", path, e))?;
+        if !meta.is_file() || meta.len() > MAX_FILE {
+            return Err(Error::config(format!(
+                "{}: expected a file of at most {MAX_FILE} bytes, found {} bytes",
+                path.display(),
+                meta.len()
+            )));
+        }
         let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
         ModelConfig::from_json(&text)
             .map_err(|e| Error::config(format!("{}: {e}", path.display())).with_source(e))

@@ -299,7 +299,10 @@ impl Tokenizer {
     }
 
     /// The token ids of `text`, in which nothing is a control token: `<|end|>` typed by a user is
-    /// five ordinary characters. Adds no token at either end.
+    /// ordinary characters. Adds no token at either end.
+    ///
+    /// The splitter's regex engine gives up in a run of more than a million whitespace characters;
+    /// what follows in that text is then tokenized as one piece, which changes the ids, not the text.
     ///
     /// # Errors
     /// [`ErrorKind::Tokenizer`] when the file's own normalizer or pre-tokenizer fails on the text.

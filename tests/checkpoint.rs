@@ -4,7 +4,7 @@
 #[path = "common/checkpoint.rs"]
 mod common;
 
-use common::{Draft, file_of, parts_of, small_config};
+use common::{Draft, decoded, dequantised, file_of, original, parts_of, small_config};
 use gpt_oss_puzzle::weights::{
     Checkpoint, ExpertTensors, KvScales, Layout, StoredTensor, tiny_config, write_tiny_checkpoint,
 };
@@ -56,14 +56,6 @@ fn dense_names() -> Vec<(String, Vec<usize>)> {
     names
 }
 
-/// The value of one element of an expert, decoded by the formula.
-fn decoded(blocks: &[u8], scales: &[u8], at: usize) -> f32 {
-    const FP4: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
-    let nibble = blocks[at / 2] >> (at % 2 * 4) & 15;
-    let sign = if nibble < 8 { 1.0 } else { -1.0 };
-    sign * FP4[nibble as usize % 8] * (scales[at / 32] as f32 - 127.0).exp2()
-}
-
 /// Element `[expert, row, col]` of a projection, whatever the layout.
 fn expert_value(
     experts: &ExpertTensors,
@@ -76,69 +68,6 @@ fn expert_value(
         }
         ExpertTensors::Bf16(dense) => dense.bf16()[(e * cols + c) * rows + r].to_f32(),
     }
-}
-
-/// The same weights with the experts dequantised and transposed.
-fn dequantised(draft: &Draft) -> Draft {
-    let mut dense = draft.clone();
-    for (name, blocks) in &draft.tensors {
-        let Some(base) = name.strip_suffix("_blocks") else { continue };
-        let scales = &draft.tensors[&format!("{base}_scales")];
-        let [e, rows, cols] = [blocks.shape[0], blocks.shape[1], blocks.shape[2] * 32];
-        let mut bytes = Vec::new();
-        for expert in 0..e {
-            for (col, row) in (0..cols).flat_map(|c| (0..rows).map(move |r| (c, r))) {
-                let at = (expert * rows + row) * cols + col;
-                bytes.extend(
-                    bf16::from_f32(decoded(&blocks.bytes, &scales.bytes, at)).to_le_bytes(),
-                );
-            }
-        }
-        dense.tensors.remove(name);
-        dense.tensors.remove(&format!("{base}_scales"));
-        dense.put(base, "BF16", &[e, cols, rows], bytes);
-    }
-    dense.config.as_object_mut().unwrap().remove("quantization_config");
-    dense
-}
-
-/// The same weights as openai's `original/` folder has them.
-fn original(draft: &Draft) -> Draft {
-    let mut original = draft.clone();
-    for layer in 0..2 {
-        for part in ["weight", "bias"] {
-            let parts = ["q", "k", "v"].map(|p| {
-                let name = format!("model.layers.{layer}.self_attn.{p}_proj.{part}");
-                original.tensors.remove(&name).unwrap()
-            });
-            let mut fused = parts[0].clone();
-            fused.shape[0] = parts.iter().map(|p| p.shape[0]).sum();
-            fused.bytes = parts.iter().flat_map(|p| p.bytes.clone()).collect();
-            original.tensors.insert(format!("block.{layer}.attn.qkv.{part}"), fused);
-        }
-    }
-    original.rename(|name| {
-        [
-            ("model.embed_tokens.weight", "embedding.weight"),
-            ("lm_head.weight", "unembedding.weight"),
-            ("model.norm.weight", "norm.scale"),
-            ("model.layers.", "block."),
-            ("input_layernorm.weight", "attn.norm.scale"),
-            ("post_attention_layernorm.weight", "mlp.norm.scale"),
-            ("self_attn.o_proj", "attn.out"),
-            ("self_attn.", "attn."),
-            ("mlp.router", "mlp.gate"),
-            ("mlp.experts.gate_up_proj_b", "mlp.mlp1_b"),
-            ("mlp.experts.down_proj_b", "mlp.mlp2_b"),
-            ("mlp1_blocks", "mlp1_weight.blocks"),
-            ("mlp2_blocks", "mlp2_weight.blocks"),
-            ("mlp.experts.gate_up_proj_scales", "mlp.mlp1_weight.scales"),
-            ("mlp.experts.down_proj_scales", "mlp.mlp2_weight.scales"),
-        ]
-        .iter()
-        .fold(name.to_string(), |name, (hf, openai)| name.replace(hf, openai))
-    });
-    original
 }
 
 #[test]

@@ -2,9 +2,8 @@
 //!
 //! A tier the machine lacks is named on stderr; `REQUIRE_ISA=scalar|avx2|avx512` makes it a failure.
 
-mod common {
-    pub mod kernels;
-}
+#[path = "common/kernels.rs"]
+mod common;
 
 mod kernels {
     mod attention;

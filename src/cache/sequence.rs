@@ -326,6 +326,21 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_step_gives_its_pages_back() {
+        let model = ModelConfig::gpt_oss_20b();
+        let cache = cache(&model, 1000);
+        let mut sequence = cache.sequence();
+        grow(&mut sequence, 100);
+        let held = sequence.pages();
+        let mut pages = cache.allocate(sequence.pages_to_append(300)).unwrap();
+        sequence.append(300, &mut pages).unwrap();
+        assert!(sequence.pages() > held);
+        sequence.drop_pages_beyond_len();
+        assert_eq!((sequence.pages(), sequence.len()), (held, 100));
+        assert_eq!(cache.free_pages(), 1000 - held);
+    }
+
+    #[test]
     fn fp8_without_scales_is_refused() {
         let model = ModelConfig::gpt_oss_20b();
         let make = |scales| {

@@ -10,8 +10,9 @@ const ROLES: [&str; 5] = ["assistant", "user", "system", "developer", "tool"];
 const PEOPLE: [&str; 3] = ["assistant", "user", "all"];
 /// Content types that models append to names.
 const TYPES: [&str; 2] = ["json", "code"];
-/// Tokens of text after which a header that has come to no marker is not one.
-const PATIENCE: usize = 16;
+/// Tokens, and bytes, of text after which a header that has come to no marker is not one. Both,
+/// because in a vocabulary of single bytes every header has many tokens.
+const PATIENCE: (usize, usize) = (16, 48);
 /// The same for one that names a recipient, whose name may be long.
 const LONG_PATIENCE: usize = 256;
 
@@ -78,9 +79,9 @@ impl RawHeader {
 
     /// Whether so much text has come without a marker that this may be content.
     pub(super) fn is_overdue(&self) -> bool {
-        let names_recipient =
-            || self.parts.last().is_some_and(|(_, text)| text.windows(3).any(|w| w == b"to="));
-        self.is_hopeless() || self.tokens >= PATIENCE && !names_recipient()
+        let text = self.parts.last().map_or(&[][..], |(_, text)| text);
+        let is_long = self.tokens >= PATIENCE.0 && text.len() >= PATIENCE.1;
+        self.is_hopeless() || is_long && !text.windows(3).any(|w| w == b"to=")
     }
 
     /// Whether even the longest name would be over.

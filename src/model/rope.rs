@@ -59,41 +59,37 @@ mod tests {
     use super::*;
     use crate::ModelConfig;
 
-    /// Values published for the 20b shape (transformers 5.23 `_compute_yarn_parameters`).
+    /// Tables up to position 131,071 by transformers' own rope code in float64; tests/golden/make.py.
     #[test]
-    fn inverse_frequencies_follow_factor_and_truncate() {
-        let cases = [
-            (
-                32.0,
-                false,
-                [0.0317056962, 0.00679495949, 4.56483919e-4, 3.83088124e-5, 3.02351143e-7],
-            ),
-            (
-                32.0,
-                true,
-                [0.0316207523, 0.00701571391, 5.80947502e-4, 3.83088124e-5, 3.02351143e-7],
-            ),
-            (
-                56.0,
-                false,
-                [0.0316599787, 0.00673054566, 4.27099058e-4, 2.18907499e-5, 1.72772082e-7],
-            ),
-            (
-                56.0,
-                true,
-                [0.0315738604, 0.00695435198, 5.53283335e-4, 2.18907499e-5, 1.72772082e-7],
-            ),
-        ];
-        for (factor, truncate, want) in cases {
-            let config = RopeConfig { factor, truncate, ..ModelConfig::gpt_oss_20b().rope };
-            let rope = YarnRope::new(&config, 64);
-            for (i, want) in [9, 12, 16, 18, 31].into_iter().zip(want) {
-                let got: f64 = rope.inv_freq[i];
-                let err = (got - want).abs();
-                assert!(
-                    err <= 1e-6 * want,
-                    "factor {factor} truncate {truncate}: [{i}] {got} {want}"
-                );
+    fn rotary_tables_are_those_of_the_official_implementation() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/yarn.safetensors");
+        let bytes = std::fs::read(path).expect("part of the repository");
+        let tables = safetensors::SafeTensors::deserialize(&bytes).expect("valid");
+        let numbers = |name: &str| tables.tensor(name).expect(name).data().as_chunks().0.to_vec();
+        let f64s =
+            |name: &str| numbers(name).into_iter().map(f64::from_le_bytes).collect::<Vec<_>>();
+        let positions: Vec<u32> =
+            numbers("positions").into_iter().map(|b| i64::from_le_bytes(b) as u32).collect();
+        assert!(positions.contains(&131_071), "{positions:?}");
+        for (factor, truncate) in [(32.0, false), (32.0, true), (56.0, false), (56.0, true)] {
+            let attention_factor = 0.1 * f64::ln(factor) + 1.0;
+            let config = RopeConfig {
+                factor,
+                truncate,
+                attention_factor,
+                ..ModelConfig::gpt_oss_20b().rope
+            };
+            let (cos, sin) =
+                YarnRope::new(&config, 64).cos_sin(&positions, &Device::Cpu).expect("tables");
+            for (name, got) in [("cos", cos), ("sin", sin)] {
+                let name = format!("{name}.factor_{factor}.truncate_{truncate}");
+                let got = got.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
+                let want = f64s(&name);
+                assert_eq!(got.len(), want.len(), "{name}");
+                for (i, (got, want)) in got.into_iter().zip(want).enumerate() {
+                    let error = (f64::from(got) - want).abs();
+                    assert!(error <= 2e-7, "{name}[{i}]: {got}, expected {want}");
+                }
             }
         }
     }

@@ -38,8 +38,11 @@ impl Layout {
         if any(".mlp.mlp1_weight.blocks") {
             return Ok(Layout::Original);
         }
-        let expert = |n: &&String| n.contains(".experts.") || n.contains(".mlp1_weight");
-        let Some((name, tensor)) = tensors.iter().find(|(name, _)| expert(name)) else {
+        let expert = |name: &str| name.contains(".experts.") || name.contains(".mlp1_weight");
+        // The matrices tell more about who wrote the file than their scales and biases.
+        let minor = |name: &str| name.ends_with("bias") || name.ends_with("scales");
+        let experts = tensors.iter().filter(|(name, _)| expert(name));
+        let Some((name, tensor)) = experts.min_by_key(|(name, _)| minor(name)) else {
             return Err(Error::checkpoint(format!(
                 "no expert weights among {} tensors; {SUPPORTED}",
                 tensors.len()

@@ -161,12 +161,12 @@ struct Entry {
 /// Maps the shard at `path` and returns its tensors by name.
 pub(super) fn open(path: &Path) -> Result<BTreeMap<String, StoredTensor>> {
     let fail = |message: String| Error::checkpoint(format!("{}: {message}", path.display()));
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    let meta = file.metadata().map_err(|e| Error::io("read", path, e))?;
-    if !meta.is_file() {
+    // Asked before opening, because opening a pipe waits for its writer.
+    if !path.metadata().map_err(|e| Error::io("open", path, e))?.is_file() {
         return Err(fail("not a regular file".into()));
     }
-    let size = meta.len();
+    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
     if size < 8 {
         return Err(fail(format!("expected a safetensors file, found {size} bytes")));
     }
@@ -176,10 +176,10 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, StoredTensor>> {
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
     let (length, rest) = map.split_first_chunk::<8>().ok_or_else(|| fail("file shrank".into()))?;
     let length = u64::from_le_bytes(*length);
-    if length > MAX_HEADER.min(size - 8) {
+    let limit = MAX_HEADER.min(rest.len() as u64);
+    if length > limit {
         return Err(fail(format!(
-            "header of {length} bytes, expected at most {} in a file of {size} bytes",
-            MAX_HEADER.min(size - 8)
+            "header of {length} bytes, expected at most {limit} in a file of {size} bytes"
         )));
     }
     let (header, body) = rest.split_at(length as usize);

@@ -1,6 +1,6 @@
 """Makes the golden checkpoints and logits beside this file.
 
-    python make.py --openai DIR [--out DIR]
+    python make.py --openai DIR [--out DIR] [--only CASE]
 
 Every directory here is a small random checkpoint in a released layout, with golden*.safetensors:
 
@@ -40,7 +40,6 @@ about a minute on two cores.
 """
 import argparse
 import copy
-import json
 import pathlib
 import sys
 
@@ -50,6 +49,8 @@ from safetensors.torch import save_file
 
 sys.dont_write_bytecode = True
 import reference
+from layouts import dequantised_layout, original_layout, write
+from official import openai_layers, openai_loads, transformers_layers, transformers_loads, transformers_rope
 
 HERE = pathlib.Path(__file__).parent
 AGREE = 1e-5
@@ -162,164 +163,6 @@ def random_weights(case, rng):
     return t
 
 
-# ---------------------------------------------------------------- layouts
-
-def write(directory, config, tensors, shards=1):
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    tensors = {name: tensors[name].contiguous() for name in sorted(tensors)}
-    if shards == 1:
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-        return
-    names, weight_map = list(tensors), {}
-    for n in range(shards):  # the released files count from 00000, their total one less than there are
-        file = f"model-{n:05}-of-{shards - 1:05}.safetensors"
-        part = {name: tensors[name] for name in names[n::shards]}
-        save_file(part, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, file)
-    size = sum(v.numel() * v.element_size() for v in tensors.values())
-    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(weight_map.items()))}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
-
-
-def dense(tensors, name):
-    """The experts of one projection, [E, out, in] in BF16, which holds every MXFP4 value used here."""
-    values = reference.dequantise(*(tensors[f"{name}_{part}"].numpy() for part in ("blocks", "scales")))
-    stored = torch.from_numpy(values).bfloat16()
-    assert torch.equal(stored.double(), torch.from_numpy(values))
-    return stored
-
-
-def dequantised_layout(config, tensors):
-    """Hugging Face's BF16 layout: experts [E, in, out], no quantization_config."""
-    out = {n: v for n, v in tensors.items() if not n.endswith(("_blocks", "_scales"))}
-    for blocks in (n for n in tensors if n.endswith("_blocks")):
-        name = blocks.removesuffix("_blocks")
-        out[name] = dense(tensors, name).transpose(1, 2)
-    return {k: v for k, v in config.items() if k != "quantization_config"}, out
-
-
-ORIGINAL = {"input_layernorm.weight": "attn.norm.scale", "post_attention_layernorm.weight": "mlp.norm.scale",
-            "self_attn.sinks": "attn.sinks", "self_attn.o_proj.weight": "attn.out.weight",
-            "self_attn.o_proj.bias": "attn.out.bias", "mlp.router.weight": "mlp.gate.weight",
-            "mlp.router.bias": "mlp.gate.bias", "mlp.experts.gate_up_proj_bias": "mlp.mlp1_bias",
-            "mlp.experts.gate_up_proj_blocks": "mlp.mlp1_weight.blocks",
-            "mlp.experts.gate_up_proj_scales": "mlp.mlp1_weight.scales",
-            "mlp.experts.down_proj_bias": "mlp.mlp2_bias",
-            "mlp.experts.down_proj_blocks": "mlp.mlp2_weight.blocks",
-            "mlp.experts.down_proj_scales": "mlp.mlp2_weight.scales"}
-
-
-def original_block(tensors, n):
-    """Layer n by openai's names."""
-    p = f"model.layers.{n}."
-    out = {new: tensors[p + old] for old, new in ORIGINAL.items()}
-    for part in ("weight", "bias"):
-        out[f"attn.qkv.{part}"] = torch.cat([tensors[f"{p}self_attn.{x}_proj.{part}"] for x in "qkv"])
-    return out
-
-
-def original_layout(config, tensors):
-    """openai's `original/` folder."""
-    out = {"embedding.weight": tensors["model.embed_tokens.weight"],
-           "unembedding.weight": tensors["lm_head.weight"], "norm.scale": tensors["model.norm.weight"]}
-    for n in range(config["num_hidden_layers"]):
-        out |= {f"block.{n}.{name}": v for name, v in original_block(tensors, n).items()}
-    same = ("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "swiglu_limit", "head_dim",
-            "num_attention_heads", "num_key_value_heads", "sliding_window", "initial_context_length", "rope_theta")
-    scaling = config["rope_scaling"]
-    return dict({k: config[k] for k in same}, num_experts=config["num_local_experts"],
-                experts_per_token=config["num_experts_per_tok"], rope_scaling_factor=scaling["factor"],
-                rope_ntk_alpha=scaling["beta_slow"], rope_ntk_beta=scaling["beta_fast"]), out
-
-
-# ---------------------------------------------------------------- the other two implementations
-
-def transformers_layers(config, tensors, ids, positions, frequencies=None):
-    """Hugging Face's model one layer at a time, each with its own configuration, in float32."""
-    from transformers import GptOssConfig, GptOssModel
-    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRMSNorm
-
-    x = tensors["model.embed_tokens.weight"].float()[ids][None]
-    for n, window in enumerate(reference.windows(config)):
-        p = f"model.layers.{n}."
-        drop = ("block_configs", "quantization_config", "layer_types", "sliding_window", "num_hidden_layers")
-        layer_config = {k: v for k, v in copy.deepcopy(config).items() if k not in drop}
-        if "block_configs" in config:
-            layer_config["num_local_experts"] = config["block_configs"][n]["num_local_experts"]
-        layer = GptOssModel(GptOssConfig(
-            num_hidden_layers=1, layer_types=["sliding_attention" if window else "full_attention"],
-            sliding_window=window or 1, attn_implementation="eager", **layer_config)).eval()
-        layer.norm = torch.nn.Identity()
-        state = {k.removeprefix(p): v.float() for k, v in tensors.items()
-                 if k.startswith(p) and not k.endswith(("_blocks", "_scales", "_scale"))}
-        for name in ("mlp.experts.gate_up_proj", "mlp.experts.down_proj"):
-            state[name] = dense(tensors, p + name).transpose(1, 2).float()
-        layer.layers[0].load_state_dict(state)
-        if frequencies is not None:
-            layer.rotary_emb.inv_freq = frequencies
-        x = layer(inputs_embeds=x, position_ids=positions[None], use_cache=False).last_hidden_state
-    norm = GptOssRMSNorm(config["hidden_size"], config["rms_norm_eps"])
-    norm.weight.data = tensors["model.norm.weight"].float()
-    return norm(x[0]) @ tensors["lm_head.weight"].float().T
-
-
-def transformers_loads(directory, ids):
-    """Hugging Face's own loader and whole model, in float32."""
-    from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
-    return model.eval()(ids[None], use_cache=False).logits[0]
-
-
-def openai_layers(config, tensors, ids, positions, frequencies=None):
-    """openai's blocks, each with its layer's experts and window, in float32."""
-    from gpt_oss.torch.model import ModelConfig, RMSNorm, TransformerBlock
-
-    scaling = config.get("rope_scaling") or config["rope_parameters"]
-    x = tensors["model.embed_tokens.weight"].float()[ids]
-    for n, window in enumerate(reference.windows(config)):
-        experts = config.get("num_local_experts") or config["block_configs"][n]["num_local_experts"]
-        same = ("vocab_size", "hidden_size", "intermediate_size", "swiglu_limit", "head_dim", "num_attention_heads",
-                "num_key_value_heads", "initial_context_length")
-        block = TransformerBlock(ModelConfig(
-            num_experts=experts, experts_per_token=config["num_experts_per_tok"],
-            rope_theta=scaling.get("rope_theta", config.get("rope_theta")), rope_scaling_factor=scaling["factor"],
-            rope_ntk_alpha=scaling["beta_slow"], rope_ntk_beta=scaling["beta_fast"],
-            **{k: config[k] for k in same}), n, torch.device("cpu")).float()
-        block.attn.sliding_window = window or 0
-        state = original_block(tensors, n)
-        for mlp, name in (("mlp.mlp1_weight", "gate_up_proj"), ("mlp.mlp2_weight", "down_proj")):
-            state[mlp] = dense(tensors, f"model.layers.{n}.mlp.experts.{name}")
-            del state[mlp + ".blocks"], state[mlp + ".scales"]
-        block.load_state_dict({k: v.float() for k, v in state.items()})
-        concentration, own = block.attn.rope._compute_concentration_and_inv_freq()
-        used = own if frequencies is None else frequencies
-        angle = positions.float()[:, None] * used
-        block.attn.rope._compute_cos_sin = lambda _: (angle.cos() * concentration, angle.sin() * concentration)
-        x = block(x)
-    norm = RMSNorm(config["hidden_size"], config["rms_norm_eps"])
-    norm.scale.data = tensors["model.norm.weight"].float()
-    return norm(x) @ tensors["lm_head.weight"].float().T
-
-
-def openai_loads(directory, ids):
-    """openai's own loader and whole model, in float32."""
-    from gpt_oss.torch.model import Transformer
-    return Transformer.from_checkpoint(str(directory), "cpu").float()(ids)
-
-
-def transformers_rope(factor, truncate, positions=None):
-    """Frequencies, and cosine and sine at positions, by Hugging Face's code."""
-    from transformers import GptOssConfig
-    from transformers.models.gpt_oss.modeling_gpt_oss import GptOssRotaryEmbedding
-    parameters = rope(factor, rope_theta=150000, **({} if truncate is None else {"truncate": truncate}))
-    module = GptOssRotaryEmbedding(GptOssConfig(rope_parameters=parameters))
-    if positions is None:
-        return module.inv_freq
-    cos, sin = module(torch.zeros(1), torch.from_numpy(positions)[None])
-    return module.inv_freq, cos[0].numpy(), sin[0].numpy()
-
-
 # ---------------------------------------------------------------- what a golden must satisfy
 
 def distance(a, b):
@@ -426,8 +269,9 @@ def make_case(name, case, out):
     stored = reference.read_checkpoint(out / name)
     torch_ids, torch_positions = torch.from_numpy(ids), torch.from_numpy(positions)
     scaling = c.get("rope_scaling") or c["rope_parameters"]
-    truncate = scaling.get("truncate", True)
-    frequencies = transformers_rope(scaling["factor"], True) if truncate else None
+    frequencies = None
+    if scaling.get("truncate", True):
+        frequencies, _, _ = transformers_rope(dict(scaling, rope_theta=150000), positions)
 
     logits, trace = reference.forward(*stored, ids)
     agree("transformers, layer by layer", transformers_layers(c, tensors, torch_ids, torch_positions), logits)
@@ -481,7 +325,7 @@ def make_yarn(out):
             frequency, scale = reference.yarn(dict(head_dim=64, rope_parameters=scaling))
             angle = positions[:, None] * frequency
             cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-            theirs = transformers_rope(factor, truncate, positions)
+            theirs = transformers_rope(scaling, positions)
             assert (np.abs(theirs[0].numpy() / frequency - 1) < 5e-7).all()
             bound = 1e-6 + 1e-6 * angle  # float32 angles
             assert (np.abs(theirs[1] - cos) < bound).all() and (np.abs(theirs[2] - sin) < bound).all()
@@ -489,7 +333,9 @@ def make_yarn(out):
                 tables[f"{name}.{key}"] = torch.from_numpy(value)
             print(f"  {key}: scale {scale:.9g},",
                   " ".join(f"[{i}] {frequency[i]:.9g}" for i in (9, 12, 16, 17, 18, 31)))
-    assert torch.equal(transformers_rope(56.0, None), transformers_rope(56.0, True)), "absent means true"
+    absent, true = rope(56.0, rope_theta=150000), rope(56.0, rope_theta=150000, truncate=True)
+    theirs = (transformers_rope(p, positions)[0] for p in (absent, true))
+    assert torch.equal(*theirs), "truncate absent means true"
     save_file(tables, out / "yarn.safetensors")
 
 
@@ -500,6 +346,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", help="make this case alone")
     arguments = parser.parse_args()
     sys.path.insert(0, arguments.openai)
+    arguments.out.mkdir(parents=True, exist_ok=True)
     check_e4m3()
     make_yarn(arguments.out)
     for name, case in CASES.items():

@@ -1,6 +1,6 @@
 //! Number formats, over their whole domains, and the writing of pages.
 
-use crate::common::kernels::*;
+use crate::common::*;
 use float8::F8E4M3;
 use gpt_oss_puzzle::kernels::cpu::{fp8_decode, fp8_encode};
 use gpt_oss_puzzle::kernels::{HeadShape, KvFormat, PAGE_TOKENS, reference};

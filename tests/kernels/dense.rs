@@ -1,6 +1,6 @@
 //! Embedding, norm, dense layers, rotary positions.
 
-use crate::common::kernels::*;
+use crate::common::*;
 use gpt_oss_puzzle::kernels::reference;
 use half::bf16;
 

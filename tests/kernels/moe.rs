@@ -1,6 +1,6 @@
 //! Routing and experts.
 
-use crate::common::kernels::*;
+use crate::common::*;
 use gpt_oss_puzzle::kernels::{ExpertShape, Experts, SwigluParams, reference};
 use half::bf16;
 

@@ -103,9 +103,10 @@ impl Call<'_> {
         visible.start / size..visible.end.div_ceil(size)
     }
 
-    /// Floats of scratch that [`partition`](Self::partition) needs: keys and values of a page.
+    /// Floats of scratch that [`partition`](Self::partition) needs: keys and values of a page, and a
+    /// weight per position and query head.
     fn page_scratch(&self) -> usize {
-        2 * PAGE_TOKENS * self.heads.head_dim
+        PAGE_TOKENS * (2 * self.heads.head_dim + self.group())
     }
 
     /// Sets `state` to the visible positions of one partition, for row t and one kv head.
@@ -125,8 +126,8 @@ impl Call<'_> {
         let bytes = self.format.element_bytes();
         let page_words = self.heads.page_elements() * bytes / 4;
         let head_words = PAGE_TOKENS * head_dim * bytes / 4;
-        let (k_scratch, v_scratch) = scratch.split_at_mut(PAGE_TOKENS * head_dim);
-        let mut weights = [0.0; PAGE_TOKENS];
+        let (k_scratch, scratch) = scratch.split_at_mut(PAGE_TOKENS * head_dim);
+        let (v_scratch, weights) = scratch.split_at_mut(PAGE_TOKENS * head_dim);
         state.clear();
         let pages = partition * PARTITION..(partition + 1) * PARTITION;
         for page in pages {
@@ -149,7 +150,7 @@ impl Call<'_> {
             // head, `q` its query heads, `seen` within a page.
             unsafe {
                 let page = self.cpu.kernels.attention_page;
-                page(state, q, k, v, seen, self.scale, &mut weights);
+                page(state, q, k, v, seen, self.scale, weights);
             }
         }
     }

@@ -2,7 +2,7 @@
 //! read and decoded once for all its tokens, and splits the work by (expert, piece of rows).
 
 use super::parallel::{Columns, Shares};
-use super::{Cpu, Mxfp4Rows, scratch};
+use super::{Cpu, Mxfp4Rows, SCRATCH_ROWS, scratch};
 use crate::kernels::{ExpertShape, Experts, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::ops::Range;
@@ -12,9 +12,6 @@ const ROWS: usize = 64;
 
 /// Tokens that one pass over a task's rows serves: their inputs and the rows stay in the L2 cache.
 const TOKENS: usize = 32;
-
-/// Decoded weight rows a tier may keep in scratch.
-pub(super) const SCRATCH_ROWS: usize = 4;
 
 /// Panics unless matrices, biases and indices agree with `shape` and `k`.
 pub(super) fn check(w: Experts, bias: &[bf16], shape: ExpertShape, indices: &[u32], k: usize) {
@@ -176,7 +173,7 @@ pub(super) fn gate_up(
         let call = Call { cpu, w, shape, groups, x: gathered };
         call.run(|expert, inputs, rows, scratch| {
             let bias = &bias[expert * shape.rows..][rows.clone()];
-            let (scratch, h) = scratch.split_at_mut(super::experts::SCRATCH_ROWS * shape.cols);
+            let (scratch, h) = scratch.split_at_mut(SCRATCH_ROWS * shape.cols);
             for start in inputs.clone().step_by(TOKENS) {
                 let inputs = start..inputs.end.min(start + TOKENS);
                 let h = &mut h[..inputs.len() * rows.len()];

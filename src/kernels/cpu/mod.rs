@@ -6,6 +6,10 @@
 //! tier, not of the split.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod experts;
 mod fp8;
 mod isa;
@@ -28,6 +32,9 @@ use table::Kernels;
 /// Below this many multiplications or copied values a call stays on the calling thread: handing it out
 /// would cost more than it saves.
 const SMALL: usize = 1 << 15;
+
+/// Decoded weight rows that a tier may keep in the scratch of `mxfp4_matmul`.
+const SCRATCH_ROWS: usize = 4;
 
 /// MXFP4 rows of one expert.
 #[derive(Clone, Copy)]

@@ -3,7 +3,9 @@
 use super::attention::Partial;
 use super::parallel::Columns;
 use super::{Isa, Mxfp4Rows, scalar};
-use crate::kernels::{PAGE_TOKENS, SwigluParams};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+use crate::kernels::SwigluParams;
 use half::bf16;
 use std::ops::Range;
 
@@ -30,15 +32,8 @@ pub(super) struct Kernels {
     pub(super) swiglu: unsafe fn(&mut [f32], &[f32], &[bf16], SwigluParams),
     pub(super) combine: unsafe fn(&mut [f32], &[f32], &[bf16], f32),
     #[allow(clippy::type_complexity)] // one name more would not make it simpler
-    pub(super) attention_page: unsafe fn(
-        &mut Partial<'_>,
-        &[f32],
-        &[f32],
-        &[f32],
-        Range<usize>,
-        f32,
-        &mut [f32; PAGE_TOKENS],
-    ),
+    pub(super) attention_page:
+        unsafe fn(&mut Partial<'_>, &[f32], &[f32], &[f32], Range<usize>, f32, &mut [f32]),
 }
 
 const SCALAR: Kernels = Kernels {
@@ -60,10 +55,42 @@ const SCALAR: Kernels = Kernels {
 };
 
 #[cfg(target_arch = "x86_64")]
-const AVX2: Kernels = Kernels { isa: Isa::Avx2, ..SCALAR };
+const AVX2: Kernels = Kernels {
+    isa: Isa::Avx2,
+    widen: avx2::widen,
+    encode_bf16: avx2::encode_bf16,
+    encode_fp8: avx2::encode_fp8,
+    decode_fp8: avx2::decode_fp8,
+    rms_norm: avx2::rms_norm,
+    rope: avx2::rope,
+    matmul: avx2::matmul,
+    mxfp4_decode: avx2::mxfp4_decode,
+    mxfp4_matmul: avx2::mxfp4_matmul,
+    bf16_matmul: avx2::bf16_matmul,
+    swiglu: avx2::swiglu,
+    combine: avx2::combine,
+    attention_page: avx2::attention_page,
+    ..SCALAR
+};
 
 #[cfg(target_arch = "x86_64")]
-const AVX512: Kernels = Kernels { isa: Isa::Avx512, ..AVX2 };
+const AVX512: Kernels = Kernels {
+    isa: Isa::Avx512,
+    widen: avx512::widen,
+    encode_bf16: avx512::encode_bf16,
+    encode_fp8: avx512::encode_fp8,
+    decode_fp8: avx512::decode_fp8,
+    rms_norm: avx512::rms_norm,
+    rope: avx512::rope,
+    matmul: avx512::matmul,
+    mxfp4_decode: avx512::mxfp4_decode,
+    mxfp4_matmul: avx512::mxfp4_matmul,
+    bf16_matmul: avx512::bf16_matmul,
+    swiglu: avx512::swiglu,
+    combine: avx512::combine,
+    attention_page: avx512::attention_page,
+    ..AVX2
+};
 
 impl Kernels {
     /// The table of `isa`; `None` when this machine lacks the tier.
@@ -79,6 +106,39 @@ impl Kernels {
             Isa::Avx512 => Some(AVX512),
             #[cfg(not(target_arch = "x86_64"))]
             _ => None,
+        }
+    }
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use std::ptr::fn_addr_eq;
+
+    /// Inheriting a kernel from a lower tier must be a decision written here, not an accident.
+    macro_rules! assert_tiers {
+        (native: $($native:ident)*; inherited: $($inherited:ident)*) => {
+            $(
+                assert!(!fn_addr_eq(AVX2.$native, SCALAR.$native), stringify!($native));
+                assert!(!fn_addr_eq(AVX512.$native, SCALAR.$native), stringify!($native));
+                assert!(!fn_addr_eq(AVX512.$native, AVX2.$native), stringify!($native));
+            )*
+            $(
+                assert!(fn_addr_eq(AVX2.$inherited, SCALAR.$inherited), stringify!($inherited));
+                assert!(fn_addr_eq(AVX512.$inherited, SCALAR.$inherited), stringify!($inherited));
+            )*
+            // Names every field, so that a new kernel does not compile before it is listed.
+            let Kernels { isa: _, $($native: _,)* $($inherited: _),* } = SCALAR;
+        };
+    }
+
+    #[test]
+    fn tiers_are_native_where_expected() {
+        assert_tiers! {
+            native: widen encode_bf16 encode_fp8 decode_fp8 rms_norm rope matmul mxfp4_decode
+                mxfp4_matmul bf16_matmul swiglu combine attention_page;
+            // A handful of comparisons per token.
+            inherited: topk_softmax
         }
     }
 }

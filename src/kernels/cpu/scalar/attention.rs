@@ -6,7 +6,7 @@ use crate::kernels::cpu::attention::Partial;
 use std::ops::Range;
 
 /// Adds the positions `visible` of a page with keys and values `[64, D]` to `state`, for the query
-/// heads `q: [G, D]` that share them. `weights` is scratch of one page.
+/// heads `q: [G, D]` that share them. `weights: [G, 64]` is scratch.
 pub(in super::super) fn attention_page(
     state: &mut Partial<'_>,
     q: &[f32],
@@ -14,11 +14,11 @@ pub(in super::super) fn attention_page(
     v: &[f32],
     visible: Range<usize>,
     scale: f32,
-    weights: &mut [f32; PAGE_TOKENS],
+    weights: &mut [f32],
 ) {
     let head_dim = q.len() / state.max.len();
     for (head, q) in q.chunks_exact(head_dim).enumerate() {
-        let weights = &mut weights[visible.clone()];
+        let weights = &mut weights[head * PAGE_TOKENS..][visible.clone()];
         let keys = k[visible.start * head_dim..].chunks_exact(head_dim);
         let mut max = state.max[head];
         for (weight, k) in weights.iter_mut().zip(keys) {

@@ -1,0 +1,212 @@
+//! The product of weight rows and input rows, for every way weights are stored, and dense layers.
+//!
+//! A tile is R weight rows times N inputs with one vector of partial sums per (row, input). Each goes
+//! through its row from left to right whatever R and N are: that makes the result independent of how
+//! many inputs share a call.
+
+use super::vector::{load_bf16, load_part, sum};
+use crate::kernels::cpu::parallel::Columns;
+use half::bf16;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// Inputs of a dense layer that one pass over a task's weights serves; they stay in the L2 cache.
+const TOKENS: usize = 32;
+
+/// Weight rows as a tile reads them, in vectors of 8.
+pub(super) trait WeightRows: Copy {
+    /// Vector `i` of row `row`.
+    ///
+    /// # Safety
+    ///
+    /// Needs the tier's instructions; the vector lies within the row, the row within the weights.
+    unsafe fn load(self, row: usize, i: usize) -> __m256;
+
+    /// The first `lanes` of a vector that the end of the row cuts off, zero elsewhere.
+    ///
+    /// # Safety
+    ///
+    /// As [`load`](Self::load), for these lanes.
+    unsafe fn load_part(self, row: usize, i: usize, lanes: usize) -> __m256;
+}
+
+/// bf16 rows of `cols` elements.
+#[derive(Clone, Copy)]
+struct Bf16Rows {
+    start: *const bf16,
+    cols: usize,
+}
+
+impl WeightRows for Bf16Rows {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(self, row: usize, i: usize) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe { load_bf16(self.start.add(row * self.cols + i * 8)) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_part(self, row: usize, i: usize, lanes: usize) -> __m256 {
+        let mut part = [bf16::ZERO; 8];
+        // SAFETY: the caller's; `part` has 8 elements.
+        unsafe {
+            let start = self.start.add(row * self.cols + i * 8);
+            part[..lanes].copy_from_slice(std::slice::from_raw_parts(start, lanes));
+            load_bf16(part.as_ptr())
+        }
+    }
+}
+
+/// R weight rows from `row` on times N inputs from `x` on.
+///
+/// # Safety
+///
+/// `w` has these rows, and `x` is readable for N inputs, of `cols` elements each.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::needless_range_loop)] // indices say which of the tile
+unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
+    w: W,
+    row: usize,
+    x: *const f32,
+    cols: usize,
+) -> [[f32; N]; R] {
+    let mut acc = [[_mm256_setzero_ps(); N]; R];
+    // SAFETY: the caller's rows and inputs; vectors lie within them, parts are cut off.
+    unsafe {
+        // Four vectors a turn: an MXFP4 block.
+        for block in 0..cols / 32 {
+            for i in [4 * block, 4 * block + 1, 4 * block + 2, 4 * block + 3] {
+                let mut inputs = [_mm256_setzero_ps(); N];
+                for n in 0..N {
+                    inputs[n] = _mm256_loadu_ps(x.add(n * cols + i * 8));
+                }
+                for r in 0..R {
+                    let w = w.load(row + r, i);
+                    for n in 0..N {
+                        acc[r][n] = _mm256_fmadd_ps(w, inputs[n], acc[r][n]);
+                    }
+                }
+            }
+        }
+        for i in cols / 32 * 4..cols.div_ceil(8) {
+            let lanes = (cols - i * 8).min(8);
+            for r in 0..R {
+                let w = w.load_part(row + r, i, lanes);
+                for n in 0..N {
+                    let x = std::slice::from_raw_parts(x.add(n * cols + i * 8), lanes);
+                    acc[r][n] = _mm256_fmadd_ps(w, load_part(x), acc[r][n]);
+                }
+            }
+        }
+    }
+    let mut sums = [[0.0; N]; R];
+    for r in 0..R {
+        for n in 0..N {
+            sums[r][n] = sum(acc[r][n]);
+        }
+    }
+    sums
+}
+
+/// Writes the sums of a tile to the rows of `out` from `t` on, at `column`.
+#[inline(always)]
+fn store<const R: usize, const N: usize>(
+    out: &mut Columns<'_, f32>,
+    t: usize,
+    column: usize,
+    sums: [[f32; N]; R],
+    bias: Option<&[f32]>,
+) {
+    for n in 0..N {
+        let out = &mut out.row(t + n)[column..column + R];
+        for r in 0..R {
+            out[r] = sums[r][n] + bias.map_or(0.0, |b| b[column + r]);
+        }
+    }
+}
+
+/// R weight rows from `row` on times the inputs `t` of `x`, to the columns of `out` from `column` on.
+///
+/// # Safety
+///
+/// `w` has these rows of `cols` elements.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::too_many_arguments)]
+pub(super) unsafe fn tiles<W: WeightRows, const R: usize>(
+    out: &mut Columns<'_, f32>,
+    column: usize,
+    w: W,
+    row: usize,
+    x: &[f32],
+    t: Range<usize>,
+    bias: Option<&[f32]>,
+    cols: usize,
+) {
+    let mut next = t.start;
+    while next < t.end {
+        let n = (t.end - next).min(3);
+        let x = x[next * cols..(next + n) * cols].as_ptr();
+        // SAFETY: the caller's rows; n inputs from `x` on, by the slicing above.
+        unsafe {
+            match n {
+                1 => store(out, next, column, tile::<W, R, 1>(w, row, x, cols), bias),
+                2 => store(out, next, column, tile::<W, R, 2>(w, row, x, cols), bias),
+                _ => store(out, next, column, tile::<W, R, 3>(w, row, x, cols), bias),
+            }
+        }
+        next += n;
+    }
+}
+
+/// All columns of `out` for the inputs `t` of `x`.
+///
+/// # Safety
+///
+/// `w` has a row of `cols` elements for each column.
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn product<W: WeightRows>(
+    out: &mut Columns<'_, f32>,
+    w: W,
+    x: &[f32],
+    t: Range<usize>,
+    bias: Option<&[f32]>,
+    cols: usize,
+) {
+    let (rows, mut row) = (out.width(), 0);
+    // SAFETY: the caller's rows; `row` stays below their number.
+    unsafe {
+        // One input alone leaves room for more rows, which hide the latency of the sums.
+        while t.len() == 1 && row + 8 <= rows {
+            let x = x[t.start * cols..t.end * cols].as_ptr();
+            store(out, t.start, row, tile::<W, 8, 1>(w, row, x, cols), bias);
+            row += 8;
+        }
+        while row + 4 <= rows {
+            tiles::<W, 4>(out, row, w, row, x, t.clone(), bias, cols);
+            row += 4;
+        }
+        while row < rows {
+            tiles::<W, 1>(out, row, w, row, x, t.clone(), bias, cols);
+            row += 1;
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in super::super) fn matmul(
+    out: &mut Columns<'_, f32>,
+    w: &[bf16],
+    x: &[f32],
+    bias: Option<&[f32]>,
+    cols: usize,
+) {
+    assert_eq!(w.len(), out.width() * cols, "w");
+    let inputs = x.len() / cols;
+    for start in (0..inputs).step_by(TOKENS) {
+        let w = Bf16Rows { start: w.as_ptr(), cols };
+        // SAFETY: a row for each column, asserted above.
+        unsafe { product(out, w, x, start..inputs.min(start + TOKENS), bias, cols) };
+    }
+}

@@ -1,0 +1,268 @@
+//! Experts.
+
+use super::matmul::{WeightRows, product, tiles};
+use super::vector::{exp, load_bf16};
+use crate::kernels::cpu::parallel::Columns;
+use crate::kernels::cpu::{Mxfp4Rows, SCRATCH_ROWS, scalar};
+use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams, e8m0};
+use half::bf16;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// Up to this many inputs decode weights in registers; more pay for decoding them to memory once.
+const FUSED: usize = 3;
+
+/// MXFP4 rows, decoded as they are read: of block i, vectors 4i and 4i + 1 hold the low nibbles (its
+/// even features), vectors 4i + 2 and 4i + 3 the high ones.
+#[derive(Clone, Copy)]
+struct Packed {
+    blocks: *const u8,
+    scales: *const u8,
+    cols: usize,
+}
+
+impl WeightRows for Packed {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(self, row: usize, i: usize) -> __m256 {
+        let block = row * self.cols / MXFP4_BLOCK + i / 4;
+        // SAFETY: the caller's: the block exists, and each half of it has 8 bytes.
+        let (bytes, scale) = unsafe {
+            let bytes = _mm_loadl_epi64(self.blocks.add(block * 16 + i % 2 * 8).cast());
+            (_mm256_cvtepu8_epi32(bytes), *self.scales.add(block))
+        };
+        decode(bytes, i % 4 >= 2, e8m0(scale))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_part(self, row: usize, i: usize, _: usize) -> __m256 {
+        // SAFETY: the caller's; rows are whole blocks, so no vector is cut off.
+        unsafe { self.load(row, i) }
+    }
+}
+
+/// The low or high nibbles of 8 bytes. A permutation by the low three bits of each lane is a look-up
+/// in the eight magnitudes, already multiplied by the scale; the fourth bit is the sign.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn decode(bytes: __m256i, high: bool, scale: f32) -> __m256 {
+    // SAFETY: the first eight floats of sixteen.
+    let magnitudes = unsafe { _mm256_loadu_ps(FP4.as_ptr()) };
+    let magnitudes = _mm256_mul_ps(magnitudes, _mm256_set1_ps(scale));
+    let index = if high { _mm256_srli_epi32::<4>(bytes) } else { bytes };
+    let sign =
+        _mm256_and_ps(_mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)), _mm256_set1_ps(-0.0));
+    _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, index), sign)
+}
+
+/// Rows of f32, a multiple of 8 elements each.
+#[derive(Clone, Copy)]
+struct Decoded {
+    start: *const f32,
+    cols: usize,
+}
+
+impl WeightRows for Decoded {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load(self, row: usize, i: usize) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe { _mm256_loadu_ps(self.start.add(row * self.cols + i * 8)) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_part(self, row: usize, i: usize, _: usize) -> __m256 {
+        // SAFETY: the caller's; no vector is cut off.
+        unsafe { self.load(row, i) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u8]) {
+    let (outs, _) = out.as_chunks_mut::<MXFP4_BLOCK>();
+    let (blocks, _) = blocks.as_chunks::<16>();
+    for ((out, block), &scale) in outs.iter_mut().zip(blocks).zip(scales) {
+        // SAFETY: each half of a block is 8 bytes, and each vector 8 of its 32 elements.
+        unsafe {
+            for half in 0..2 {
+                let bytes = _mm_loadl_epi64(block.as_ptr().add(8 * half).cast());
+                let bytes = _mm256_cvtepu8_epi32(bytes);
+                let out = out.as_mut_ptr().add(8 * half);
+                _mm256_storeu_ps(out, decode(bytes, false, e8m0(scale)));
+                _mm256_storeu_ps(out.add(16), decode(bytes, true, e8m0(scale)));
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in super::super) fn mxfp4_matmul(
+    out: &mut Columns<'_, f32>,
+    w: Mxfp4Rows<'_>,
+    x: &[f32],
+    scratch: &mut [f32],
+) {
+    let (rows, cols) = (out.width(), w.cols);
+    let inputs = 0..x.len() / cols;
+    if inputs.len() <= FUSED {
+        assert_eq!(w.blocks.len(), rows * cols / 2, "blocks");
+        assert_eq!(w.scales.len(), rows * cols / MXFP4_BLOCK, "scales");
+        let w = Packed { blocks: w.blocks.as_ptr(), scales: w.scales.as_ptr(), cols };
+        // SAFETY: a row for each column, asserted above.
+        return unsafe { product(out, w, x, inputs, None, cols) };
+    }
+    let scratch = &mut scratch[..SCRATCH_ROWS * cols];
+    for start in (0..rows).step_by(SCRATCH_ROWS) {
+        let n = SCRATCH_ROWS.min(rows - start);
+        for (row, scratch) in scratch.chunks_exact_mut(cols).take(n).enumerate() {
+            let (blocks, scales) = w.row(start + row);
+            mxfp4_decode(scratch, blocks, scales);
+        }
+        let w = Decoded { start: scratch.as_ptr(), cols };
+        // SAFETY: `scratch` has SCRATCH_ROWS rows, n of them decoded.
+        unsafe {
+            if n == SCRATCH_ROWS {
+                tiles::<_, SCRATCH_ROWS>(out, start, w, 0, x, inputs.clone(), None, cols);
+            } else {
+                for row in 0..n {
+                    tiles::<_, 1>(out, start + row, w, row, x, inputs.clone(), None, cols);
+                }
+            }
+        }
+    }
+}
+
+/// N inputs times J vectors of outputs of a transposed expert: every output is one
+/// lane, which adds the features in order.
+///
+/// # Safety
+///
+/// `x` is readable for N inputs of `cols` elements, `w` for `cols` rows of `stride` elements at the
+/// 8·J outputs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn transposed_tile<const N: usize, const J: usize>(
+    w: *const bf16,
+    stride: usize,
+    x: *const f32,
+    cols: usize,
+) -> [[__m256; J]; N] {
+    let mut acc = [[_mm256_setzero_ps(); J]; N];
+    for i in 0..cols {
+        for j in 0..J {
+            // SAFETY: the caller's.
+            let w = unsafe { load_bf16(w.add(i * stride + 8 * j)) };
+            for (n, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the caller's.
+                let x = _mm256_set1_ps(unsafe { *x.add(n * cols + i) });
+                acc[j] = _mm256_fmadd_ps(w, x, acc[j]);
+            }
+        }
+    }
+    acc
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in super::super) fn bf16_matmul(
+    out: &mut Columns<'_, f32>,
+    w: &[bf16],
+    range: Range<usize>,
+    rows: usize,
+    x: &[f32],
+    cols: usize,
+) {
+    assert!(w.len() == rows * cols && range.end <= rows && range.len() == out.width(), "w");
+    let (inputs, whole) = (x.len() / cols, range.len() / 8 * 8);
+    let mut t = 0;
+    while t < inputs {
+        let n = if inputs - t >= 2 { 2 } else { 1 };
+        let x = x[t * cols..(t + n) * cols].as_ptr();
+        let mut o = 0;
+        while o < whole {
+            let j = if whole - o >= 32 { 4 } else { 1 };
+            let w = w[range.start + o..].as_ptr();
+            // SAFETY: n inputs by the slicing above; the matrix has `cols` rows of `rows` elements, of
+            // which `o` and 8·j outputs stay within `range`.
+            unsafe {
+                match (n, j) {
+                    (2, 4) => put(out, t, o, transposed_tile::<2, 4>(w, rows, x, cols)),
+                    (2, _) => put(out, t, o, transposed_tile::<2, 1>(w, rows, x, cols)),
+                    (_, 4) => put(out, t, o, transposed_tile::<1, 4>(w, rows, x, cols)),
+                    _ => put(out, t, o, transposed_tile::<1, 1>(w, rows, x, cols)),
+                }
+            }
+            o += 8 * j;
+        }
+        t += n;
+    }
+    // What is left are single lanes: the same multiply-adds in the same order.
+    for (t, x) in x.chunks_exact(cols).enumerate() {
+        for (out, o) in out.row(t)[whole..].iter_mut().zip(range.start + whole..) {
+            *out = 0.0;
+            for (x, w) in x.iter().zip(w[o..].iter().step_by(rows)) {
+                *out = w.to_f32().mul_add(*x, *out);
+            }
+        }
+    }
+}
+
+/// Stores a tile at rows `t` and columns `o`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn put<const N: usize, const J: usize>(
+    out: &mut Columns<'_, f32>,
+    t: usize,
+    o: usize,
+    tile: [[__m256; J]; N],
+) {
+    for (n, vectors) in tile.into_iter().enumerate() {
+        let (outs, _) = out.row(t + n)[o..o + 8 * J].as_chunks_mut::<8>();
+        for (out, vector) in outs.iter_mut().zip(vectors) {
+            // SAFETY: 8 floats.
+            unsafe { _mm256_storeu_ps(out.as_mut_ptr(), vector) };
+        }
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in super::super) fn swiglu(out: &mut [f32], h: &[f32], bias: &[bf16], params: SwigluParams) {
+    for ((out, h), bias) in out.chunks_mut(8).zip(h.chunks(16)).zip(bias.chunks(16)) {
+        // A part goes through whole vectors too: a value must not depend on where a task ends.
+        let mut biased = [0.0; 16];
+        for ((biased, h), bias) in biased.iter_mut().zip(h).zip(bias) {
+            *biased = h + f32::from_bits(u32::from(bias.to_bits()) << 16);
+        }
+        let mut y = [0.0; 8];
+        // SAFETY: two vectors of 8 floats in, one out.
+        unsafe {
+            let h0 = _mm256_loadu_ps(biased.as_ptr());
+            let h1 = _mm256_loadu_ps(biased.as_ptr().add(8));
+            _mm256_storeu_ps(y.as_mut_ptr(), activate(h0, h1, params));
+        }
+        out.copy_from_slice(&y[..out.len()]);
+    }
+}
+
+/// The activation of eight interleaved pairs.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn activate(h0: __m256, h1: __m256, params: SwigluParams) -> __m256 {
+    let (limit, one) = (_mm256_set1_ps(params.limit), _mm256_set1_ps(1.0));
+    let order = |v| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(v)));
+    let gate = order(_mm256_shuffle_ps::<0b10_00_10_00>(h0, h1));
+    let up = order(_mm256_shuffle_ps::<0b11_01_11_01>(h0, h1));
+    // min and max return their second operand for NaN.
+    let gate = _mm256_min_ps(limit, gate);
+    let up = _mm256_max_ps(_mm256_set1_ps(-params.limit), _mm256_min_ps(limit, up));
+    // σ(z) as e^z / (1 + e^z): accurate for negative z, where the gate is not clamped.
+    let e = exp(_mm256_mul_ps(gate, _mm256_set1_ps(params.alpha)));
+    let sigmoid = _mm256_div_ps(e, _mm256_add_ps(one, e));
+    _mm256_mul_ps(_mm256_mul_ps(gate, sigmoid), _mm256_add_ps(up, one))
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(in super::super) fn combine(out: &mut [f32], y: &[f32], bias: &[bf16], weight: f32) {
+    scalar::combine(out, y, bias, weight);
+}

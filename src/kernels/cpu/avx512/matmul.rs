@@ -1,0 +1,210 @@
+//! The product of weight rows and input rows, for every way weights are stored, and dense layers.
+//!
+//! A tile is R weight rows times N inputs with one vector of partial sums per (row, input). Each goes
+//! through its row from left to right whatever R and N are: that makes the result independent of how
+//! many inputs share a call.
+
+use super::vector::{first, load_bf16, load_bf16_part, sum};
+use crate::kernels::cpu::parallel::Columns;
+use half::bf16;
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+/// Inputs of a dense layer that one pass over a task's weights serves; they stay in the L2 cache.
+const TOKENS: usize = 32;
+
+/// Weight rows as a tile reads them, in vectors of 16.
+pub(super) trait WeightRows: Copy {
+    /// Vector `i` of row `row`.
+    ///
+    /// # Safety
+    ///
+    /// Needs the tier's instructions; the vector lies within the row, the row within the weights.
+    unsafe fn load(self, row: usize, i: usize) -> __m512;
+
+    /// The lanes `mask` of a vector that the end of the row cuts off.
+    ///
+    /// # Safety
+    ///
+    /// As [`load`](Self::load), for these lanes.
+    unsafe fn load_part(self, row: usize, i: usize, mask: __mmask16) -> __m512;
+}
+
+/// bf16 rows of `cols` elements.
+#[derive(Clone, Copy)]
+struct Bf16Rows {
+    start: *const bf16,
+    cols: usize,
+}
+
+impl WeightRows for Bf16Rows {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn load(self, row: usize, i: usize) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { load_bf16(self.start.add(row * self.cols + i * 16)) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn load_part(self, row: usize, i: usize, mask: __mmask16) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { load_bf16_part(self.start.add(row * self.cols + i * 16), mask) }
+    }
+}
+
+/// R weight rows from `row` on times N inputs from `x` on.
+///
+/// # Safety
+///
+/// `w` has these rows, and `x` is readable for N inputs, of `cols` elements each.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+#[allow(clippy::needless_range_loop)] // indices say which of the tile
+unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
+    w: W,
+    row: usize,
+    x: *const f32,
+    cols: usize,
+) -> [[f32; N]; R] {
+    let mut acc = [[_mm512_setzero_ps(); N]; R];
+    // SAFETY: the caller's rows and inputs; vectors lie within them, parts are masked.
+    unsafe {
+        // Two vectors a turn: the two halves of an MXFP4 block.
+        for pair in 0..cols / 32 {
+            for i in [2 * pair, 2 * pair + 1] {
+                let mut inputs = [_mm512_setzero_ps(); N];
+                for n in 0..N {
+                    inputs[n] = _mm512_loadu_ps(x.add(n * cols + i * 16));
+                }
+                for r in 0..R {
+                    let w = w.load(row + r, i);
+                    for n in 0..N {
+                        acc[r][n] = _mm512_fmadd_ps(w, inputs[n], acc[r][n]);
+                    }
+                }
+            }
+        }
+        for i in cols / 32 * 2..cols.div_ceil(16) {
+            let mask = first(cols - i * 16);
+            for r in 0..R {
+                let w = w.load_part(row + r, i, mask);
+                for n in 0..N {
+                    let x = _mm512_maskz_loadu_ps(mask, x.add(n * cols + i * 16));
+                    acc[r][n] = _mm512_fmadd_ps(w, x, acc[r][n]);
+                }
+            }
+        }
+    }
+    let mut sums = [[0.0; N]; R];
+    for r in 0..R {
+        for n in 0..N {
+            sums[r][n] = sum(acc[r][n]);
+        }
+    }
+    sums
+}
+
+/// Writes the sums of a tile to the rows of `out` from `t` on, at `column`.
+#[inline(always)]
+fn store<const R: usize, const N: usize>(
+    out: &mut Columns<'_, f32>,
+    t: usize,
+    column: usize,
+    sums: [[f32; N]; R],
+    bias: Option<&[f32]>,
+) {
+    for n in 0..N {
+        let out = &mut out.row(t + n)[column..column + R];
+        for r in 0..R {
+            out[r] = sums[r][n] + bias.map_or(0.0, |b| b[column + r]);
+        }
+    }
+}
+
+/// R weight rows from `row` on times the inputs `t` of `x`, to the columns of `out` from `column` on.
+///
+/// # Safety
+///
+/// `w` has these rows of `cols` elements.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+#[allow(clippy::too_many_arguments)]
+pub(super) unsafe fn tiles<W: WeightRows, const R: usize>(
+    out: &mut Columns<'_, f32>,
+    column: usize,
+    w: W,
+    row: usize,
+    x: &[f32],
+    t: Range<usize>,
+    bias: Option<&[f32]>,
+    cols: usize,
+) {
+    let mut next = t.start;
+    while next < t.end {
+        let n = (t.end - next).min(6);
+        let x = x[next * cols..(next + n) * cols].as_ptr();
+        // SAFETY: the caller's rows; n inputs from `x` on, by the slicing above.
+        unsafe {
+            match n {
+                1 => store(out, next, column, tile::<W, R, 1>(w, row, x, cols), bias),
+                2 => store(out, next, column, tile::<W, R, 2>(w, row, x, cols), bias),
+                3 => store(out, next, column, tile::<W, R, 3>(w, row, x, cols), bias),
+                4 => store(out, next, column, tile::<W, R, 4>(w, row, x, cols), bias),
+                5 => store(out, next, column, tile::<W, R, 5>(w, row, x, cols), bias),
+                _ => store(out, next, column, tile::<W, R, 6>(w, row, x, cols), bias),
+            }
+        }
+        next += n;
+    }
+}
+
+/// All columns of `out` for the inputs `t` of `x`.
+///
+/// # Safety
+///
+/// `w` has a row of `cols` elements for each column.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn product<W: WeightRows>(
+    out: &mut Columns<'_, f32>,
+    w: W,
+    x: &[f32],
+    t: Range<usize>,
+    bias: Option<&[f32]>,
+    cols: usize,
+) {
+    let (rows, mut row) = (out.width(), 0);
+    // SAFETY: the caller's rows; `row` stays below their number.
+    unsafe {
+        // One input alone leaves room for more rows, which hide the latency of the sums.
+        while t.len() == 1 && row + 8 <= rows {
+            let x = x[t.start * cols..t.end * cols].as_ptr();
+            store(out, t.start, row, tile::<W, 8, 1>(w, row, x, cols), bias);
+            row += 8;
+        }
+        while row + 4 <= rows {
+            tiles::<W, 4>(out, row, w, row, x, t.clone(), bias, cols);
+            row += 4;
+        }
+        while row < rows {
+            tiles::<W, 1>(out, row, w, row, x, t.clone(), bias, cols);
+            row += 1;
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(in super::super) fn matmul(
+    out: &mut Columns<'_, f32>,
+    w: &[bf16],
+    x: &[f32],
+    bias: Option<&[f32]>,
+    cols: usize,
+) {
+    assert_eq!(w.len(), out.width() * cols, "w");
+    let inputs = x.len() / cols;
+    for start in (0..inputs).step_by(TOKENS) {
+        let w = Bf16Rows { start: w.as_ptr(), cols };
+        // SAFETY: a row for each column, asserted above.
+        unsafe { product(out, w, x, start..inputs.min(start + TOKENS), bias, cols) };
+    }
+}
