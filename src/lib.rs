@@ -3,7 +3,7 @@
 #![warn(unreachable_pub)]
 
 pub mod cache;
-mod chat;
+pub mod chat;
 pub mod config;
 mod error;
 pub mod generation;
@@ -15,5 +15,6 @@ mod ops;
 pub mod tokenizer;
 pub mod weights;
 
+pub use chat::{ChatEvent, ChatRequest, ChatResponse, ChatSession, ChatStream, Model, ModelBuilder};
 pub use config::{BlockConfig, ModelConfig, RopeConfig};
 pub use error::{Error, ErrorKind, Result};

@@ -159,6 +159,15 @@ impl Renderer {
         Ok(self.prompt(request)?.0.into_text())
     }
 
+    /// The date a request without one is rendered with now: today in UTC, `None` for a dialect whose
+    /// date line is optional.
+    pub(crate) fn default_date(&self) -> Option<String> {
+        match self {
+            Renderer::Native(dialect) if !dialect.always_dated => None,
+            _ => Some(today()),
+        }
+    }
+
     fn prompt(&self, request: &RenderRequest<'_>) -> Result<(Prompt, RendererKind)> {
         if request.messages.is_empty() {
             return Err(Error::invalid_request("the conversation has no messages"));

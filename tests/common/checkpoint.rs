@@ -55,14 +55,19 @@ impl Draft {
     pub fn new(seed: u64) -> Draft {
         let dir = tempfile::tempdir().unwrap();
         Checkpoint::random(&small_config(), seed).unwrap().save(dir.path(), u64::MAX).unwrap();
-        let bytes = std::fs::read(dir.path().join("model-00000-of-00000.safetensors")).unwrap();
+        Draft { shards: 2, ..Draft::read(dir.path()) }
+    }
+
+    /// A checkpoint of one shard.
+    pub fn read(dir: &Path) -> Draft {
+        let bytes = std::fs::read(dir.join("model-00000-of-00000.safetensors")).unwrap();
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let tensor = |(name, view): (&str, safetensors::tensor::TensorView)| {
             (name.into(), Tensor::new(&view.dtype().to_string(), view.shape(), view.data()))
         };
         let tensors = tensors.iter().map(tensor).collect();
-        let config = std::fs::read(dir.path().join("config.json")).unwrap();
-        Draft { config: serde_json::from_slice(&config).unwrap(), tensors, shards: 2 }
+        let config = std::fs::read(dir.join("config.json")).unwrap();
+        Draft { config: serde_json::from_slice(&config).unwrap(), tensors, shards: 1 }
     }
 
     pub fn tensor(&mut self, name: &str) -> &mut Tensor {

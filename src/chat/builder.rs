@@ -1,0 +1,244 @@
+//! [`ModelBuilder`]: how a checkpoint becomes a [`Model`], and how much memory its cache may take.
+
+use super::Model;
+use super::model::Parts;
+use crate::cache::{KvCache, KvCacheConfig, KvDtype, PAGE_TOKENS};
+use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
+use crate::harmony::{Dialect, Renderer};
+use crate::model::{Device, GptOss};
+use crate::tokenizer::Tokenizer;
+use crate::weights::{Checkpoint, KvScales};
+use crate::{Error, ErrorKind, ModelConfig, Result};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Forks of a sequence that the cache has room for beside it: the boundaries of a conversation that
+/// a [`super::ChatSession`] can go back to.
+pub(super) const FORKS: usize = 4;
+
+/// The context below which memory is not looked at.
+const SMALL_CONTEXT: usize = 4096;
+
+/// Options for loading a [`Model`].
+#[must_use]
+pub struct ModelBuilder {
+    source: Source,
+    threads: usize,
+    kv_dtype: KvDtype,
+    kv_scales: Option<Vec<KvScales>>,
+    context: Option<usize>,
+    sequences: usize,
+    prefill_chunk: usize,
+    renderer: Option<Renderer>,
+}
+
+enum Source {
+    Named(PathBuf),
+    Parts(Box<(Checkpoint, Tokenizer)>),
+}
+
+impl ModelBuilder {
+    /// From the checkpoint directory `name`, or the hub's model of that name.
+    pub(super) fn named(name: PathBuf) -> ModelBuilder {
+        ModelBuilder::new(Source::Named(name))
+    }
+
+    pub(super) fn from_parts(checkpoint: Checkpoint, tokenizer: Tokenizer) -> ModelBuilder {
+        ModelBuilder::new(Source::Parts(Box::new((checkpoint, tokenizer))))
+    }
+
+    fn new(source: Source) -> ModelBuilder {
+        ModelBuilder {
+            source,
+            threads: 0,
+            kv_dtype: KvDtype::default(),
+            kv_scales: None,
+            context: None,
+            sequences: 1,
+            prefill_chunk: GenerateOptions::PREFILL_CHUNK,
+            renderer: None,
+        }
+    }
+
+    /// Worker threads; 0, the default, is one per available core.
+    pub fn threads(self, threads: usize) -> Self {
+        Self { threads, ..self }
+    }
+
+    /// How keys and values are stored; BF16 by default.
+    pub fn kv_dtype(self, kv_dtype: KvDtype) -> Self {
+        Self { kv_dtype, ..self }
+    }
+
+    /// Scales of an FP8 cache, one per layer, instead of the checkpoint's own.
+    pub fn kv_scales(self, scales: Vec<KvScales>) -> Self {
+        Self { kv_scales: Some(scales), ..self }
+    }
+
+    /// Longest conversation in tokens, the answer included.
+    ///
+    /// By default the model's own limit, or less where a cache of that length would take more than half
+    /// of the memory that the system says is available beside the weights (Linux; elsewhere memory is
+    /// not looked at), but at least 4,096.
+    pub fn context(self, tokens: usize) -> Self {
+        Self { context: Some(tokens), ..self }
+    }
+
+    /// Conversations of full length that the cache has room for at the same time; 1 by default. More
+    /// can run when they are shorter. Room that is not used costs address space, not memory.
+    pub fn sequences(self, sequences: usize) -> Self {
+        Self { sequences, ..self }
+    }
+
+    /// Most prompt tokens that go through the model at once; 512 by default.
+    pub fn prefill_chunk(self, tokens: usize) -> Self {
+        Self { prefill_chunk: tokens, ..self }
+    }
+
+    /// Writes prompts with `renderer` instead of the checkpoint's chat template.
+    pub fn renderer(self, renderer: Renderer) -> Self {
+        Self { renderer: Some(renderer), ..self }
+    }
+
+    /// Loads the model. Weights stay in their files and are read when they are first used.
+    ///
+    /// # Errors
+    /// `Download` for a name the hub does not give; `Io`, `Config`, `Checkpoint`, `Tokenizer` or
+    /// `Template` for a file that is missing or wrong; `InvalidRequest` for an option out of range.
+    pub fn load(self) -> Result<Model> {
+        let (checkpoint, tokenizer, generation_config, renderer) = match self.source {
+            Source::Named(name) => {
+                let dir = directory(name)?;
+                let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
+                let generation_config = GenerationConfig::from_checkpoint(&dir)?;
+                let renderer = match self.renderer {
+                    Some(renderer) => renderer,
+                    None => Renderer::from_checkpoint(&dir)?,
+                };
+                (Checkpoint::open(&dir)?, tokenizer, generation_config, renderer)
+            }
+            Source::Parts(parts) => {
+                let renderer = self.renderer.unwrap_or(Renderer::Native(Dialect::template()));
+                (parts.0, parts.1, GenerationConfig::default(), renderer)
+            }
+        };
+        let config = checkpoint.config();
+        if tokenizer.vocab_size() > config.vocab_size {
+            return Err(Error::new(
+                ErrorKind::Tokenizer,
+                format!(
+                    "the tokenizer has token ids up to {} but vocab_size is {}",
+                    tokenizer.vocab_size() - 1,
+                    config.vocab_size
+                ),
+            ));
+        }
+        for (name, value) in [("prefill_chunk", self.prefill_chunk), ("sequences", self.sequences)]
+        {
+            if value == 0 {
+                return Err(Error::invalid_request(format!("{name} is 0, expected at least 1")));
+            }
+        }
+        let kv_scales = match self.kv_scales {
+            Some(scales) => Some(scales),
+            None => (0..config.num_hidden_layers())
+                .map(|layer| checkpoint.kv_scales(layer))
+                .collect::<Result<Option<Vec<_>>>>()?,
+        };
+        let room = Room { config, dtype: self.kv_dtype, chunk: self.prefill_chunk };
+        let limit = config.max_position_embeddings;
+        let context = match self.context {
+            Some(context) if (1..=limit).contains(&context) => context,
+            Some(context) => {
+                return Err(Error::invalid_request(format!(
+                    "a context of {context} tokens was asked for, the model's is 1 to {limit}"
+                )));
+            }
+            None => match available_memory() {
+                None => limit,
+                Some(available) => {
+                    // Weights in mapped files count as available until they are read.
+                    let mapped =
+                        if checkpoint.files().is_empty() { 0 } else { checkpoint.total_bytes() };
+                    room.context_within(available.saturating_sub(mapped) / 2, self.sequences)
+                }
+            },
+        };
+        let pages = self.sequences.saturating_mul(room.pages(context));
+        let cache = KvCacheConfig { dtype: self.kv_dtype, pages, scales: kv_scales };
+        let special = tokenizer.special_tokens().ok();
+        let never = special.map(|s| [s.start, s.end, s.message, s.channel, s.constrain]);
+        Ok(Model::new(Parts {
+            cache: KvCache::new(config, &cache, &Device::Cpu)?,
+            transformer: GptOss::new(&checkpoint, self.threads)?,
+            stop: StopTokens::new(
+                tokenizer.stop_tokens(),
+                &generation_config.eos_token_id,
+                never.as_ref().map_or(&[], |never| never.as_slice()),
+            ),
+            tokenizer: Arc::new(tokenizer),
+            checkpoint,
+            renderer,
+            generation_config,
+            context,
+            prefill_chunk: self.prefill_chunk,
+        }))
+    }
+}
+
+/// How many cache pages conversations take.
+struct Room<'a> {
+    config: &'a ModelConfig,
+    dtype: KvDtype,
+    chunk: usize,
+}
+
+impl Room<'_> {
+    /// Pages of one conversation of `context` tokens with its [`FORKS`].
+    fn pages(&self, context: usize) -> usize {
+        let one = KvCache::pages_for(self.config, context, self.chunk);
+        one.saturating_add(FORKS.saturating_mul(pages_to_fork(self.config, context, self.chunk)))
+    }
+
+    /// The longest context whose cache takes at most `bytes`, between [`SMALL_CONTEXT`] and the
+    /// model's limit.
+    fn context_within(&self, bytes: u64, sequences: usize) -> usize {
+        let page = KvCache::page_bytes(self.config, self.dtype);
+        let fits = |context: usize| {
+            let pages = sequences.saturating_mul(self.pages(context));
+            pages.saturating_mul(page) as u64 <= bytes
+        };
+        let limit = self.config.max_position_embeddings;
+        let mut fitting = SMALL_CONTEXT.min(limit);
+        let mut beyond = limit + 1;
+        while beyond - fitting > PAGE_TOKENS {
+            let middle = fitting + (beyond - fitting) / 2;
+            if fits(middle) { fitting = middle } else { beyond = middle }
+        }
+        if fits(limit) { limit } else { fitting }
+    }
+}
+
+/// Pages that a fork and its origin hold apart once they have gone on differently: what the windows
+/// cover, and a partly filled page per layer. Layers without a window share the rest for good.
+pub(super) fn pages_to_fork(config: &ModelConfig, context: usize, chunk: usize) -> usize {
+    let full = config.block_configs.iter().filter(|b| b.sliding_window.is_none()).count();
+    KvCache::pages_for(config, context, chunk) - full * context.div_ceil(PAGE_TOKENS)
+        + config.num_hidden_layers()
+}
+
+/// Memory that can be had without swapping, in bytes, where the system says so.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+/// The checkpoint directory that `name` stands for: itself, or the download of a hub name.
+fn directory(name: PathBuf) -> Result<PathBuf> {
+    if name.is_dir() {
+        return Ok(name);
+    }
+    Err(Error::new(ErrorKind::Io, format!("{} is not a checkpoint directory", name.display())))
+}

@@ -1,0 +1,21 @@
+//! Conversations: [`Model`] answers a [`ChatRequest`] with a stream of [`ChatEvent`]s or a
+//! [`ChatResponse`], and a [`ChatSession`] keeps a conversation together with its cached past.
+//!
+//! The top of the crate: it loads a checkpoint into the layers below, has [`crate::harmony`] write
+//! the prompt and read the answer, and has [`crate::generation`] run the model in between. It knows
+//! nothing of tensors.
+
+mod builder;
+mod model;
+mod prefix;
+mod request;
+mod response;
+mod session;
+mod stream;
+
+pub use builder::ModelBuilder;
+pub use model::{Model, Prompt};
+pub use request::ChatRequest;
+pub use response::{ChatEvent, ChatResponse, TokenLogprob, TopLogprob};
+pub use session::ChatSession;
+pub use stream::ChatStream;

@@ -1,0 +1,286 @@
+//! [`ChatStream`]: an answer while it is made.
+
+use super::session::SessionState;
+use super::{ChatEvent, ChatRequest, ChatResponse, Model, TokenLogprob, TopLogprob};
+use crate::generation::{CancelHandle, FinishReason, GeneratedToken, Generator, Timings, Usage};
+use crate::harmony::{
+    AssistantMessage, Collector, Content, Event, Item, Message, Mode, Parser, Primed, ToolCall,
+};
+use crate::tokenizer::Tokenizer;
+use crate::{Error, Result};
+use std::collections::VecDeque;
+use std::iter::FusedIterator;
+use std::sync::Arc;
+
+/// An answer while it is made: an iterator of [`ChatEvent`]s, the last of which is
+/// [`ChatEvent::Finish`].
+///
+/// The model runs while the next event is asked for, on the caller's thread. Dropping the stream ends
+/// the answer.
+pub struct ChatStream<'m> {
+    tokenizer: Arc<Tokenizer>,
+    /// Taken when the turn is settled.
+    generator: Option<Generator<'m>>,
+    cancel: CancelHandle,
+    usage: Usage,
+    timings: Timings,
+    parser: Parser,
+    collector: Collector,
+    queue: VecDeque<ChatEvent>,
+    /// What the message being read is.
+    content: Option<Content>,
+    /// Calls in the conversation before, so that ids are not given twice.
+    earlier_calls: usize,
+    /// Calls that began.
+    calls: usize,
+    /// Whether the message that closed last was a tool call.
+    called: bool,
+    logprobs: Vec<TokenLogprob>,
+    /// The prompt (in a session) and every generated token.
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
+    reasoning_tokens: usize,
+    session: Option<&'m mut SessionState>,
+    response: Option<ChatResponse>,
+    ended: bool,
+}
+
+impl<'m> ChatStream<'m> {
+    pub(super) fn new(
+        model: &'m Model,
+        generator: Generator<'m>,
+        request: &ChatRequest,
+    ) -> Result<ChatStream<'m>> {
+        let tokenizer = model.tokenizer().clone();
+        let parser = Parser::new(tokenizer.clone(), Primed::Role, Mode::Tolerant)?
+            .tools(request.tools.iter().map(|tool| tool.name.as_str()));
+        Ok(ChatStream {
+            cancel: generator.cancel_handle(),
+            usage: generator.usage(),
+            timings: generator.timings(),
+            generator: Some(generator),
+            tokenizer,
+            parser,
+            collector: Collector::default(),
+            queue: VecDeque::new(),
+            content: None,
+            earlier_calls: earlier_calls(request),
+            calls: 0,
+            called: false,
+            logprobs: Vec::new(),
+            tokens: Vec::new(),
+            prompt_tokens: 0,
+            reasoning_tokens: 0,
+            session: None,
+            response: None,
+            ended: false,
+        })
+    }
+
+    /// Gives the turn back to `session` when it ends.
+    pub(super) fn in_session(self, session: &'m mut SessionState, prompt: Vec<u32>) -> Self {
+        // The struct has a destructor, so its fields cannot be taken apart here.
+        let mut stream = self;
+        stream.prompt_tokens = prompt.len();
+        stream.tokens = prompt;
+        stream.session = Some(session);
+        stream
+    }
+
+    /// A handle that ends the answer from any thread, before the model's next step.
+    pub fn cancel_handle(&self) -> CancelHandle {
+        self.cancel.clone()
+    }
+
+    /// Token counts so far.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Times so far.
+    pub fn timings(&self) -> Timings {
+        self.timings
+    }
+
+    /// Runs to the end and returns the whole answer, the part that was already streamed included.
+    ///
+    /// # Errors
+    /// The first error of the stream; `InvalidRequest` when it had already yielded one.
+    pub fn finish(mut self) -> Result<ChatResponse> {
+        for event in self.by_ref() {
+            event?;
+        }
+        self.response.take().ok_or_else(|| {
+            Error::invalid_request("the stream ended with an error, no answer is left")
+        })
+    }
+
+    /// Runs one step of the model, or ends the answer.
+    fn advance(&mut self) -> Result<()> {
+        let next = match self.generator.as_mut() {
+            // The parser also ends a turn in which the model goes on to speak for a user or a tool.
+            Some(generator) if !self.parser.is_done() => generator.next(),
+            _ => None,
+        };
+        if let Some(generator) = &self.generator {
+            self.usage = Usage { reasoning_tokens: self.reasoning_tokens, ..generator.usage() };
+            self.timings = generator.timings();
+        }
+        match next {
+            Some(token) => self.take(token?),
+            None => self.end(),
+        }
+    }
+
+    fn take(&mut self, token: GeneratedToken) -> Result<()> {
+        self.tokens.push(token.id);
+        if let Some(logprobs) = token.logprobs {
+            let bytes = |id| self.tokenizer.token_bytes(id).unwrap_or_default().to_vec();
+            let logprob = TokenLogprob {
+                id: token.id,
+                bytes: bytes(token.id),
+                logprob: logprobs.logprob,
+                top: (logprobs.top.iter())
+                    .map(|top| TopLogprob {
+                        id: top.id,
+                        bytes: bytes(top.id),
+                        logprob: top.logprob,
+                    })
+                    .collect(),
+            };
+            self.logprobs.push(logprob.clone());
+            self.queue.push_back(ChatEvent::Logprob(logprob));
+        }
+        // The message a token belongs to is the one that was open before it; markers are in none.
+        let reasoning = self.content == Some(Content::Reasoning);
+        if reasoning && self.tokenizer.special(token.id).is_none() {
+            self.reasoning_tokens += 1;
+            self.usage.reasoning_tokens += 1;
+        }
+        let events: Vec<Event> = self.parser.push(token.id)?.collect();
+        events.into_iter().for_each(|event| self.handle(event));
+        Ok(())
+    }
+
+    fn handle(&mut self, event: Event) {
+        self.collector.push(event.clone());
+        match event {
+            Event::Open(header) => {
+                self.content = header.content();
+                if let Some(ToolCall { id, name, kind, .. }) = self.open_call() {
+                    let index = self.calls;
+                    self.queue.push_back(ChatEvent::ToolCallStart { index, id, name, kind });
+                    self.calls += 1;
+                }
+            }
+            Event::Delta(text) => self.queue.push_back(match self.content {
+                Some(Content::Reasoning) => ChatEvent::Reasoning(text),
+                Some(Content::Preamble) => ChatEvent::Preamble(text),
+                Some(Content::ToolCall) => {
+                    ChatEvent::ToolCallDelta { index: self.calls - 1, arguments: text }
+                }
+                _ => ChatEvent::Text(text),
+            }),
+            Event::Close(_) => {
+                self.called = self.open_call().is_some_and(|call| !call.incomplete);
+                self.content = None;
+                if self.called {
+                    self.queue.push_back(ChatEvent::ToolCallDone { index: self.calls - 1 });
+                }
+            }
+            Event::Repaired(repair) => self.queue.push_back(ChatEvent::Repaired(repair)),
+        }
+    }
+
+    /// The call whose message is being read.
+    fn open_call(&self) -> Option<ToolCall> {
+        match (self.content, self.message().items.pop()) {
+            (Some(Content::ToolCall), Some(Item::ToolCall(call))) => Some(call),
+            _ => None,
+        }
+    }
+
+    /// The answer so far.
+    fn message(&self) -> AssistantMessage {
+        let mut message = self.collector.assistant();
+        let calls = message.items.iter_mut().filter_map(|item| match item {
+            Item::ToolCall(call) => Some(call),
+            _ => None,
+        });
+        for (number, call) in (self.earlier_calls..).zip(calls) {
+            call.id = format!("call_{number}");
+        }
+        message
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.ended = true;
+        let events: Vec<Event> = self.parser.finish()?.collect();
+        events.into_iter().for_each(|event| self.handle(event));
+        let Some(generator) = &self.generator else { return Ok(()) };
+        let reason = match generator.finish_reason().unwrap_or(FinishReason::Stop) {
+            FinishReason::Stop if self.called => FinishReason::ToolCalls,
+            reason => reason,
+        };
+        let (usage, timings) = (self.usage, self.timings);
+        self.response = Some(ChatResponse {
+            message: self.message(),
+            finish_reason: reason,
+            usage,
+            timings,
+            repairs: self.collector.repairs().to_vec(),
+            logprobs: std::mem::take(&mut self.logprobs),
+            tokens: self.tokens[self.prompt_tokens..].to_vec(),
+            seed: generator.seed(),
+        });
+        self.queue.push_back(ChatEvent::Finish { reason, usage, timings });
+        self.settle();
+        Ok(())
+    }
+
+    /// Hands the turn over to the session, once.
+    fn settle(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        let message = self.message();
+        if let Some(generator) = self.generator.take() {
+            session.settle(message, self.prompt_tokens, &self.tokens, generator);
+        }
+    }
+}
+
+fn earlier_calls(request: &ChatRequest) -> usize {
+    let calls = |message: &Message| match message {
+        Message::Assistant(assistant) => assistant.tool_calls().count(),
+        _ => 0,
+    };
+    request.messages.iter().map(calls).sum()
+}
+
+impl Iterator for ChatStream<'_> {
+    type Item = Result<ChatEvent>;
+
+    /// The next event; `None` after [`ChatEvent::Finish`] or an error.
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Some(Ok(event));
+            }
+            if self.ended {
+                return None;
+            }
+            if let Err(error) = self.advance() {
+                self.ended = true;
+                self.queue.clear();
+                return Some(Err(error));
+            }
+        }
+    }
+}
+
+impl FusedIterator for ChatStream<'_> {}
+
+impl Drop for ChatStream<'_> {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
