@@ -27,20 +27,17 @@ impl Rng {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn f32(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
+    /// Uniform in ±1.
     fn floats(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| self.f32()).collect()
+        (0..n).map(|_| (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
     }
 
     fn bf16s(&mut self, n: usize) -> Vec<bf16> {
-        (0..n).map(|_| bf16::from_f32(self.f32())).collect()
+        self.floats(n).into_iter().map(bf16::from_f32).collect()
     }
 
     fn bytes(&mut self, n: usize) -> Vec<u8> {
-        (0..n.div_ceil(8)).flat_map(|_| self.bits().to_le_bytes()).take(n).collect()
+        (0..n).map(|_| self.bits() as u8).collect()
     }
 }
 
@@ -59,11 +56,10 @@ fn time(mut call: impl FnMut(usize)) -> f64 {
 
 /// Bytes per second at which `threads` threads together read an array far larger than the caches.
 fn read_ceiling(threads: usize) -> f64 {
-    const PIECE: usize = 1 << 16;
     let data = vec![1u64; 1 << 27];
     let (pool, total) = (Pool::new(threads), AtomicU64::new(0));
     let seconds = time(|_| {
-        pool.run_chunks(data.len(), PIECE, |range| {
+        pool.run_chunks(data.len(), 1 << 16, |range| {
             let sum = data[range].iter().fold(0u64, |sum, x| sum.wrapping_add(*x));
             total.fetch_add(sum, Ordering::Relaxed);
         });
@@ -118,8 +114,7 @@ fn matmul(bench: &Bench, rng: &mut Rng) {
     let w: Vec<_> = (0..8).map(|_| rng.bf16s(ROWS * HIDDEN)).collect();
     for t in [1, 8, 64] {
         let x = rng.floats(t * HIDDEN);
-        let weights = ROWS * HIDDEN;
-        let name = format!("matmul T={t}");
+        let (name, weights) = (format!("matmul T={t}"), ROWS * HIDDEN);
         bench.case(&name, 2 * weights, 2 * t * weights, t * ROWS, |cpu, i, out| {
             cpu.matmul(out, &w[i % w.len()], &x, None, ROWS, HIDDEN);
         });
@@ -134,28 +129,23 @@ fn experts(bench: &Bench, rng: &mut Rng) {
         let shape = ExpertShape { experts: EXPERTS, rows, cols: HIDDEN };
         let weights = rows * HIDDEN;
         let blocks = rng.bytes(EXPERTS * weights / 2);
-        let scales: Vec<u8> =
-            rng.bytes(EXPERTS * weights / 32).iter().map(|b| 115 + b % 8).collect();
+        let scales = vec![118; EXPERTS * weights / 32];
         let w = Experts::Mxfp4 { blocks: &blocks, scales: &scales };
         let bias = rng.bf16s(EXPERTS * rows);
         for t in [1, 8, 64, 512] {
             let x = rng.floats(t * K * HIDDEN);
-            // Call i shifts the experts, so that few tokens do not find theirs in the cache.
-            let routes: Vec<Vec<u32>> = (0..EXPERTS)
-                .map(|i| (0..t * K).map(|p| ((p + 4 * i) % EXPERTS) as u32).collect())
-                .collect();
-            let used = EXPERTS.min(t * K);
-            let bytes = used * (weights / 2 + weights / 32);
-            let what = format!("moe {name} T={t}");
-            bench.case(&what, bytes, 2 * t * K * weights, t * HIDDEN, |cpu, i, out| {
-                let routes = &routes[i % EXPERTS];
+            let routes: Vec<u32> = (0..t * K + EXPERTS).map(|p| (p % EXPERTS) as u32).collect();
+            let (name, used) = (format!("moe {name} T={t}"), EXPERTS.min(t * K));
+            let (bytes, flops) = (used * (weights / 2 + weights / 32), 2 * t * K * weights);
+            let outputs = if rows == HIDDEN { t * HIDDEN } else { t * K * HIDDEN };
+            bench.case(&name, bytes, flops, outputs, |cpu, i, out| {
+                // Each call has other experts: few tokens do not find theirs in the cache.
+                let routes = &routes[K * i % EXPERTS..][..t * K];
                 if rows == HIDDEN {
                     cpu.moe_down(out, w, &bias, shape, &x, routes, &x[..t * K], K);
                 } else {
-                    let mut activated = vec![0.0; t * K * HIDDEN];
                     let x = &x[..t * HIDDEN];
-                    cpu.moe_gate_up(&mut activated, w, &bias, shape, x, routes, K, swiglu);
-                    out.copy_from_slice(&activated[..t * HIDDEN]);
+                    cpu.moe_gate_up(out, w, &bias, shape, x, routes, K, swiglu);
                 }
             });
         }
@@ -166,32 +156,27 @@ fn attention(bench: &Bench, rng: &mut Rng) {
     const DEPTH: usize = 4096;
     const SEQUENCES: usize = 8;
     let heads = HeadShape { q_heads: 64, kv_heads: 8, head_dim: 64 };
-    let sinks = rng.floats(heads.q_heads);
-    let width = heads.kv_heads * heads.head_dim;
+    let (sinks, width) = (rng.floats(heads.q_heads), heads.kv_heads * heads.head_dim);
     let per_sequence = (DEPTH / PAGE_TOKENS) as u32;
-    let tables: Vec<Vec<u32>> = (0..SEQUENCES as u32)
-        .map(|s| (s * per_sequence..(s + 1) * per_sequence).collect())
-        .collect();
-    let tables: Vec<&[u32]> = tables.iter().map(|t| &t[..]).collect();
+    let all: Vec<u32> = (0..SEQUENCES as u32 * per_sequence).collect();
+    let tables: Vec<&[u32]> = all.chunks_exact(per_sequence as usize).collect();
     let (k, v) = (rng.floats(DEPTH * width), rng.floats(DEPTH * width));
+    let slots: Vec<u64> = (0..DEPTH as u64).collect();
     for format in [KvFormat::F32, KvFormat::Bf16, KvFormat::Fp8 { k_scale: 0.01, v_scale: 0.01 }] {
         let words = heads.page_elements() * format.element_bytes() / 4;
-        let mut pages = vec![0; SEQUENCES * per_sequence as usize * words];
-        for s in 0..SEQUENCES {
-            let slots: Vec<u64> = (s * DEPTH..(s + 1) * DEPTH).map(|slot| slot as u64).collect();
-            bench.tiers[0].kv_write(&mut pages, &k, &v, &slots, heads, format);
+        let mut pages = vec![0; all.len() * words];
+        for pages in pages.chunks_exact_mut(per_sequence as usize * words) {
+            bench.tiers[0].kv_write(pages, &k, &v, &slots, heads, format);
         }
         for t in [1, 64] {
             let positions: Vec<u32> = (DEPTH - t..DEPTH).map(|p| p as u32).collect();
             let q = rng.floats(t * heads.q_heads * heads.head_dim);
-            let bytes = 2 * DEPTH * width * format.element_bytes();
-            let flops = 4 * t * DEPTH * heads.q_heads * heads.head_dim;
+            let (bytes, flops) = (2 * DEPTH * width * format.element_bytes(), 4 * DEPTH * q.len());
             let name = format!("attention {:.4} T={t}", format!("{format:?}"));
             bench.case(&name, bytes, flops, q.len(), |cpu, i, out| {
-                let sequences = vec![(i % SEQUENCES) as u32; t];
-                let (positions, sequences) = (&positions[..], &sequences[..]);
-                let rows =
-                    AttentionRows { positions, sequences, page_tables: &tables, window: None };
+                let (positions, sequences) = (&positions[..], &vec![(i % SEQUENCES) as u32; t][..]);
+                let page_tables = &tables[..];
+                let rows = AttentionRows { positions, sequences, page_tables, window: None };
                 cpu.attention(out, &q, &pages, &sinks, rows, heads, format, 0.125);
             });
         }
@@ -200,14 +185,12 @@ fn attention(bench: &Bench, rng: &mut Rng) {
 
 fn main() {
     // `cargo bench` adds an argument of its own, --bench.
-    let (numbers, names): (Vec<String>, Vec<String>) = std::env::args()
-        .skip(1)
-        .filter(|a| !a.starts_with('-'))
-        .partition(|a| a.parse::<usize>().is_ok());
-    let threads = numbers.first().map_or(0, |n| n.parse().expect("a number"));
+    let (mut threads, mut filter) = (0, String::new());
+    for argument in std::env::args().skip(1).filter(|a| !a.starts_with('-')) {
+        argument.parse().map_or_else(|_| filter = argument, |number| threads = number);
+    }
     let tiers: Vec<Cpu> = Isa::ALL.into_iter().filter_map(|i| Cpu::with_isa(i, threads)).collect();
     let threads = tiers[0].threads();
-    let filter = names.concat();
     let bench = Bench { filter, tiers, ceiling: read_ceiling(threads) };
     println!("{threads} threads read memory at {:.1} GB/s", bench.ceiling / 1e9);
     let mut rng = Rng(0x5eed);
