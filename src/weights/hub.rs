@@ -156,7 +156,10 @@ impl Hub {
         }
         let client = HFClientSync::from_inner(client).map_err(|e| context.failure(None, e))?;
         let remote = client.model(owner, name);
-        let commit = context.retry(|| remote.info().revision(revision.to_string()).send());
+        // With an answer in the cache there is no point in waiting for the hub.
+        let attempts = if cached.is_some() { 1 } else { failure::ATTEMPTS };
+        let commit =
+            context.retry(attempts, || remote.info().revision(revision.to_string()).send());
         let commit = match (commit, cached) {
             (Ok(info), _) => info.sha.filter(|sha| cache::is_commit(sha)),
             (Err(failure), Some(dir)) if failure.is_unreachable() => {
@@ -247,7 +250,9 @@ impl Transfer<'_> {
     /// The files at the top of the repository.
     fn listing(&self) -> Result<BTreeMap<String, Remote>> {
         let entries = (self.context)
-            .retry(|| self.remote.list_tree().revision(self.commit.clone()).send())
+            .retry(failure::ATTEMPTS, || {
+                self.remote.list_tree().revision(self.commit.clone()).send()
+            })
             .map_err(Failure::into_error)?;
         let mut listing = BTreeMap::new();
         for entry in entries {

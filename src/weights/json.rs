@@ -6,7 +6,8 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Se
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Reads a text file of at most `limit` bytes.
 pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
@@ -19,6 +20,22 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
         )));
     }
     std::fs::read(path).map_err(|e| Error::io("read", path, e))
+}
+
+/// Writes a text file through a temporary one beside it, so that no reader meets half of it.
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+    let temporary = temporary(path);
+    std::fs::write(&temporary, text)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|e| Error::io("write", path, e))
+}
+
+/// A name beside `path` that no other writer uses, in this process or another.
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{process}.{count}.tmp"))
 }
 
 /// A JSON object whose keys are unique. What `__metadata__` holds, where safetensors allows free text,

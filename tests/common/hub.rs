@@ -29,6 +29,9 @@ pub enum Trouble {
     NoRanges,
 }
 
+/// Decides for each request what goes wrong with it, if anything.
+pub type Mischief = dyn FnMut(&Request) -> Option<Trouble> + Send;
+
 #[derive(Default)]
 pub struct State {
     /// Files by commit and path.
@@ -36,7 +39,7 @@ pub struct State {
     pub main: String,
     pub log: Vec<Request>,
     /// Asked for each request: trouble, if any.
-    pub trouble: Option<Box<dyn FnMut(&Request) -> Option<Trouble> + Send>>,
+    pub trouble: Option<Box<Mischief>>,
     /// Replaces a listing.
     pub listing: Option<Value>,
 }

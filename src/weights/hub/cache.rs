@@ -1,7 +1,7 @@
 //! The hub's cache directory: blobs by their content, snapshots that link to them, refs that name commits.
 
 use super::failure::Context;
-use crate::weights::{safetensors, shards, shown};
+use crate::weights::{json, safetensors, shards, shown};
 use crate::{Error, Result};
 use std::fs::{self, File};
 use std::io::Write;
@@ -140,8 +140,8 @@ impl Cache {
     fn link(&self, commit: &str, name: &str, remote: &Remote) -> Result<PathBuf> {
         let dir = self.snapshot(commit);
         fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
-        let (link, temporary) =
-            (dir.join(name), dir.join(format!(".{name}.{}", std::process::id())));
+        let link = dir.join(name);
+        let temporary = json::temporary(&link);
         #[cfg(unix)]
         let made = {
             let blob = Path::new("../../blobs").join(&remote.etag);
@@ -161,11 +161,8 @@ impl Cache {
             return Ok(());
         }
         let path = self.root.join("refs").join(revision);
-        let temporary = self.root.join(format!(".ref.{}", std::process::id()));
-        path.parent()
-            .map_or(Ok(()), fs::create_dir_all)
-            .and_then(|()| fs::write(&temporary, commit))
-            .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(|e| Error::io("write", &path, e))
+        let dir = path.parent().unwrap_or(&self.root);
+        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        json::write(&path, commit)
     }
 }
