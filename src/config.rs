@@ -112,6 +112,9 @@ struct Raw {
 struct RawBlock {
     num_local_experts: Option<usize>,
     sliding_window: Option<usize>,
+    /// With `ffn` the nested schema of NVIDIA's other Puzzle models, which means something else.
+    attention: Option<serde::de::IgnoredAny>,
+    ffn: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -411,9 +414,9 @@ impl Raw {
                     "num_experts_per_tok is {num_experts_per_tok} but layer {layer} has {experts} experts"
                 )));
             }
-            if block.sliding_window == Some(0) {
+            if let Some(window) = block.sliding_window.filter(|w| !(1..=MAX_SIZE).contains(w)) {
                 return Err(Error::config(format!(
-                    "sliding_window of layer {layer} is 0, expected at least 1 or null"
+                    "sliding_window of layer {layer} is {window}, expected 1 to {MAX_SIZE} or null"
                 )));
             }
         }
@@ -496,6 +499,12 @@ impl Raw {
         let block = |(layer, raw): (usize, &RawBlock)| {
             let name = || format!("block_configs[{layer}].num_local_experts");
             let experts = raw.num_local_experts.or(self.num_local_experts);
+            if raw.attention.is_some() || raw.ffn.is_some() {
+                return Err(Error::config(format!(
+                    "block_configs[{layer}] has attention and ffn, expected num_local_experts and \
+                     sliding_window"
+                )));
+            }
             if let Some(types) = &self.layer_types
                 && sliding(layer) != raw.sliding_window.is_some()
             {

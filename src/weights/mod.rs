@@ -5,6 +5,8 @@
 //! Weights stay as stored: experts are never decoded or copied here. This module knows nothing of
 //! candle, tokens or arithmetic.
 
+#[cfg(feature = "hub")]
+mod hub;
 mod json;
 mod kv_scales;
 mod layout;
@@ -14,6 +16,8 @@ mod safetensors;
 mod shards;
 mod tiny;
 
+#[cfg(feature = "hub")]
+pub use hub::{DownloadProgress, Hub};
 pub use kv_scales::KvScales;
 pub use layout::Layout;
 pub use safetensors::StoredTensor;

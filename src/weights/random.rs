@@ -66,7 +66,7 @@ fn make(required: &Required, seed: u64) -> Result<StoredTensor> {
     } else if name.ends_with("_scales") {
         // A uniform FP4 code has a root mean square of 2.92; exponents vary by one to either side.
         let centre = (127.0 + (std / 2.92).log2()).round() as u64;
-        let exponent = |byte: u64| centre - 1 + (byte * 3 >> 8);
+        let exponent = |byte: u64| centre - 1 + ((byte * 3) >> 8);
         fill(&mut words, seed, |word| {
             (0..64).step_by(8).fold(0, |out, s| out | exponent(word >> s & 0xff) << s)
         });

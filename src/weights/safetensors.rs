@@ -239,24 +239,26 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, StoredTensor>> {
     Ok(entries.into_iter().map(tensor).collect())
 }
 
+/// Refuses the `name` of a file that an index gives unless it is a bare file name.
+pub(super) fn bare(dir: &Path, name: &str) -> Result<()> {
+    let mut parts = Path::new(name).components();
+    match (parts.next(), parts.next()) {
+        (Some(std::path::Component::Normal(part)), None) if part == name => Ok(()),
+        _ => Err(Error::checkpoint(format!(
+            "{}: the index names {}, expected a file in this directory",
+            dir.display(),
+            shown(name)
+        ))),
+    }
+}
+
 /// `name` inside `dir`, when it is a bare file name and leads nowhere else.
 ///
 /// A name in an index is data of the checkpoint, so it must not reach other files: no directories, no
 /// `..`, and no link out of `dir` except into the `blobs` of a Hugging Face cache
 /// (`models--owner--name/snapshots/<revision>/x -> ../../blobs/<hash>`).
 pub(super) fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
-    let mut parts = Path::new(name).components();
-    let bare = matches!(
-        (parts.next(), parts.next()),
-        (Some(std::path::Component::Normal(part)), None) if part == name
-    );
-    if !bare {
-        return Err(Error::checkpoint(format!(
-            "{}: the index names {}, expected a file in this directory",
-            dir.display(),
-            shown(name)
-        )));
-    }
+    bare(dir, name)?;
     let path = dir.join(name);
     let target = path.canonicalize().map_err(|e| Error::io("open", &path, e))?;
     let home = dir.canonicalize().map_err(|e| Error::io("open", dir, e))?;

@@ -6,7 +6,7 @@ use crate::{Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 /// Longest index accepted; those of the published models are below 100 KB.
 const MAX_INDEX: u64 = 1 << 24;
 
@@ -91,7 +91,7 @@ pub(super) fn open(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, StoredT
 }
 
 /// `weight_map` of an index: the shard of each tensor.
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+pub(super) fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
     let fail = |m: String| Error::checkpoint(format!("{}: {m}", path.display()));
     let text = json::read(path, MAX_INDEX)?;
     #[derive(serde::Deserialize)]
