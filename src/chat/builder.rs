@@ -8,7 +8,11 @@ use crate::harmony::{Dialect, Renderer};
 use crate::model::{Device, GptOss};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, KvScales};
+#[cfg(feature = "hub")]
+use crate::weights::{DownloadProgress, Hub};
 use crate::{Error, ErrorKind, ModelConfig, Result};
+#[cfg(feature = "hub")]
+use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -30,6 +34,16 @@ pub struct ModelBuilder {
     sequences: usize,
     prefill_chunk: usize,
     renderer: Option<Renderer>,
+    #[cfg(feature = "hub")]
+    download: Download,
+}
+
+/// How a model of the hub is fetched.
+#[cfg(feature = "hub")]
+struct Download {
+    hub: Hub,
+    revision: String,
+    progress: Box<dyn Fn(&DownloadProgress) + Send + Sync>,
 }
 
 enum Source {
@@ -57,7 +71,37 @@ impl ModelBuilder {
             sequences: 1,
             prefill_chunk: GenerateOptions::PREFILL_CHUNK,
             renderer: None,
+            #[cfg(feature = "hub")]
+            download: Download {
+                hub: Hub::new(),
+                revision: "main".into(),
+                progress: Box::new(|_| {}),
+            },
         }
+    }
+
+    /// The hub to download from, with its cache and access token.
+    #[cfg(feature = "hub")]
+    pub fn hub(mut self, hub: Hub) -> Self {
+        self.download.hub = hub;
+        self
+    }
+
+    /// The branch, tag or commit to download; `main` by default.
+    #[cfg(feature = "hub")]
+    pub fn revision(mut self, revision: impl Into<String>) -> Self {
+        self.download.revision = revision.into();
+        self
+    }
+
+    /// Called, from another thread, while a download goes on.
+    #[cfg(feature = "hub")]
+    pub fn progress(
+        mut self,
+        progress: impl Fn(&DownloadProgress) + Send + Sync + 'static,
+    ) -> Self {
+        self.download.progress = Box::new(progress);
+        self
     }
 
     /// Worker threads; 0, the default, is one per available core.
@@ -107,8 +151,9 @@ impl ModelBuilder {
     /// `Template` for a file that is missing or wrong; `InvalidRequest` for an option out of range.
     pub fn load(self) -> Result<Model> {
         let (checkpoint, tokenizer, generation_config, renderer) = match self.source {
-            Source::Named(name) => {
-                let dir = directory(name)?;
+            Source::Named(dir) => {
+                #[cfg(feature = "hub")]
+                let dir = if dir.is_dir() { dir } else { self.download.fetch(&dir)? };
                 let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
                 let generation_config = GenerationConfig::from_checkpoint(&dir)?;
                 let renderer = match self.renderer {
@@ -235,10 +280,16 @@ fn available_memory() -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The checkpoint directory that `name` stands for: itself, or the download of a hub name.
-fn directory(name: PathBuf) -> Result<PathBuf> {
-    if name.is_dir() {
-        return Ok(name);
+#[cfg(feature = "hub")]
+impl Download {
+    /// Downloads the model called `name`, and says where it is.
+    fn fetch(self, name: &Path) -> Result<PathBuf> {
+        let Some(name) = name.to_str() else {
+            return Err(Error::invalid_request(format!(
+                "{} is neither a checkpoint directory nor a model's name",
+                name.display()
+            )));
+        };
+        self.hub.download(name, &self.revision, self.progress)
     }
-    Err(Error::new(ErrorKind::Io, format!("{} is not a checkpoint directory", name.display())))
 }

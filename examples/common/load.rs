@@ -1,0 +1,72 @@
+//! The options and the progress of loading a model.
+
+use gpt_oss_puzzle::Model;
+use gpt_oss_puzzle::cache::KvDtype;
+use gpt_oss_puzzle::weights::write_tiny_checkpoint;
+use indicatif::ProgressBar;
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+/// Options of every example that loads a model.
+#[derive(clap::Args)]
+pub(crate) struct LoadArgs {
+    /// Checkpoint directory, or owner/name on the hub; without it, a tiny random model is made
+    #[arg(long, value_name = "DIR|owner/name")]
+    model: Option<String>,
+    /// How keys and values are stored: bf16, fp8 or f32
+    #[arg(long, default_value = "bf16")]
+    kv_dtype: KvDtype,
+    /// Longest conversation in tokens, by default what the model and the memory allow
+    #[arg(long, value_name = "TOKENS")]
+    ctx: Option<usize>,
+    /// Worker threads, 0 for one per core
+    #[arg(short, long, default_value_t = 0)]
+    threads: usize,
+}
+
+impl LoadArgs {
+    /// Loads the model, with progress on stderr.
+    pub(crate) fn load(&self) -> Result<Model, Box<dyn Error>> {
+        let tiny = tempfile::tempdir()?;
+        let source = match &self.model {
+            Some(model) => model.into(),
+            None => {
+                eprintln!("no --model: making a tiny random one, which speaks nonsense");
+                write_tiny_checkpoint(tiny.path(), 0)?;
+                tiny.path().to_owned()
+            }
+        };
+        let started = Instant::now();
+        let bar = ProgressBar::new_spinner().with_message("loading");
+        bar.enable_steady_tick(Duration::from_millis(100));
+        let mut builder = Model::builder(source).kv_dtype(self.kv_dtype).threads(self.threads);
+        if let Some(tokens) = self.ctx {
+            builder = builder.context(tokens);
+        }
+        #[cfg(feature = "hub")]
+        let builder = {
+            let style = indicatif::ProgressStyle::with_template(
+                "{msg} {binary_bytes} of {binary_total_bytes}, {eta} left {wide_bar}",
+            )?;
+            let bar = bar.clone();
+            builder.progress(move |progress| {
+                bar.set_style(style.clone());
+                bar.set_message(format!("downloading {}", progress.file));
+                bar.set_length(progress.bytes_total);
+                bar.set_position(progress.bytes_done);
+            })
+        };
+        let model = builder.load();
+        bar.finish_and_clear();
+        let model = model?;
+        eprintln!(
+            "loaded {} layers, {:.2} GB of weights in {:.2} s, on {}; context {} tokens",
+            model.config().num_hidden_layers(),
+            model.checkpoint().total_bytes() as f64 / 1e9,
+            started.elapsed().as_secs_f64(),
+            model.transformer().kernels(),
+            model.context(),
+        );
+        Ok(model)
+    }
+}
