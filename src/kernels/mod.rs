@@ -1,6 +1,6 @@
 //! Raw kernels over slices: what each computes, on which layout, to which accuracy.
 //!
-//! Below this line nothing is known of candle, config or files. [`reference`] holds the f64
+//! Below this line nothing is known of candle, config or files. [`mod@reference`] holds the f64
 //! specification of every kernel, written to be read; [`cpu`] the tiers chosen at run time.
 //!
 //! Shape letters: T rows (tokens of the flat batch), H hidden, I intermediate, O output features,

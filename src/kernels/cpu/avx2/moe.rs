@@ -13,8 +13,8 @@ use std::ops::Range;
 /// Up to this many inputs decode weights in registers; more pay for decoding them to memory once.
 const FUSED: usize = 3;
 
-/// MXFP4 rows, decoded as they are read: of block i, vectors 4i and 4i + 1 hold the low nibbles (its
-/// even features), vectors 4i + 2 and 4i + 3 the high ones.
+/// MXFP4 rows, decoded as they are read: vectors 0 and 1 of a block hold its low nibbles (the even
+/// features), vectors 2 and 3 the high ones.
 #[derive(Clone, Copy)]
 struct Packed {
     blocks: *const u8,
@@ -26,21 +26,20 @@ struct Packed {
 impl WeightRows for Packed {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(self, row: usize, i: usize) -> __m256 {
-        let block = row * self.row_blocks + i / 4;
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
+        let block = row * self.row_blocks + block;
         // SAFETY: the caller's: the block exists, and each half of it has 8 bytes.
         let (bytes, scale) = unsafe {
-            let bytes = _mm_loadl_epi64(self.blocks.add(block * 16 + i % 2 * 8).cast());
+            let bytes = _mm_loadl_epi64(self.blocks.add(block * 16 + I % 2 * 8).cast());
             (_mm256_cvtepu8_epi32(bytes), *self.scales.add(block))
         };
-        decode(bytes, i % 4 >= 2, SCALES[usize::from(scale)])
+        decode(bytes, I >= 2, SCALES[usize::from(scale)])
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_part(self, row: usize, i: usize, _: usize) -> __m256 {
-        // SAFETY: the caller's; rows are whole blocks, so no vector is cut off.
-        unsafe { self.load(row, i) }
+    unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
+        unreachable!("rows are whole blocks, so no vector is cut off")
     }
 }
 
@@ -68,16 +67,15 @@ struct Decoded {
 impl WeightRows for Decoded {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(self, row: usize, i: usize) -> __m256 {
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
         // SAFETY: the caller's.
-        unsafe { _mm256_loadu_ps(self.start.add(row * self.cols + i * 8)) }
+        unsafe { _mm256_loadu_ps(self.start.add(row * self.cols + block * 32 + I * 8)) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_part(self, row: usize, i: usize, _: usize) -> __m256 {
-        // SAFETY: the caller's; no vector is cut off.
-        unsafe { self.load(row, i) }
+    unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
+        unreachable!("rows are whole blocks, so no vector is cut off")
     }
 }
 
