@@ -1,4 +1,5 @@
-//! [`ModelConfig`]: config.json of `gpt_oss_puzzle` and `gpt_oss` checkpoints, typed and validated once.
+//! [`ModelConfig`]: config.json of `gpt_oss_puzzle` and `gpt_oss` checkpoints, typed and validated
+//! once.
 //!
 //! The three published models differ only in what this file states, so nothing here is a constant:
 //! layer count, experts and window per layer, and the YaRN factor (56 in Puzzle, 32 in its parents)
@@ -69,7 +70,8 @@ pub struct RopeConfig {
     pub beta_slow: f64,
     /// Whether the ramp's ends are rounded to whole dimensions. True when config.json is silent.
     pub truncate: bool,
-    /// Multiplies cosine and sine, hence the logits by its square; `0.1 ln(factor) + 1` unless stated.
+    /// Multiplies cosine and sine, hence the logits by its square; `0.1 ln(factor) + 1` unless
+    /// stated.
     pub attention_factor: f64,
 }
 
@@ -143,7 +145,8 @@ impl ModelConfig {
     /// Reads and validates `config.json` at `path`.
     ///
     /// # Errors
-    /// `Io` when the file cannot be read, otherwise as [`ModelConfig::from_json`] with the path in front.
+    /// `Io` when the file cannot be read, otherwise as [`ModelConfig::from_json`] with the path in
+    /// front.
     pub fn from_file(path: &Path) -> Result<ModelConfig> {
         let meta = path.metadata().map_err(|e| Error::io("read", path, e))?;
         if !meta.is_file() || meta.len() > MAX_FILE {
@@ -160,13 +163,13 @@ impl ModelConfig {
 
     /// Parses and validates the text of a config.json.
     ///
-    /// Accepts `gpt_oss_puzzle` and `gpt_oss` as written by Hugging Face transformers 4 and 5 and by
-    /// MLX converters, and the config.json of openai's `original/` folder (which names no
+    /// Accepts `gpt_oss_puzzle` and `gpt_oss` as written by Hugging Face transformers 4 and 5 and
+    /// by MLX converters, and the config.json of openai's `original/` folder (which names no
     /// `model_type` and means `truncate: false`).
     ///
     /// # Errors
-    /// `Config` for JSON that does not parse, a missing field, fields that contradict each other, and
-    /// an architecture outside this family.
+    /// `Config` for JSON that does not parse, a missing field, fields that contradict each other,
+    /// and an architecture outside this family.
     pub fn from_json(text: &str) -> Result<ModelConfig> {
         let raw: Raw = serde_json::from_str(text)
             .map_err(|e| Error::config(format!("invalid JSON: {e}")).with_source(e))?;
@@ -259,9 +262,9 @@ impl ModelConfig {
         ModelConfig::parent(36, 128)
     }
 
-    /// The shape of nvidia/gpt-oss-puzzle-88B as third-party ports report it: 36 layers, 18 of 128 and
-    /// 18 of 64 experts, windows of 128 and 8,192 and none. For benches and tests; a checkpoint's own
-    /// config.json always wins.
+    /// The shape of nvidia/gpt-oss-puzzle-88B as third-party ports report it: 36 layers, 18 of 128
+    /// and 18 of 64 experts, windows of 128 and 8,192 and none. For benches and tests; a
+    /// checkpoint's own config.json always wins.
     pub fn puzzle_88b() -> ModelConfig {
         const FULL: [usize; 10] = [1, 7, 9, 11, 13, 15, 17, 19, 25, 29];
         let block = |layer: usize| BlockConfig {
