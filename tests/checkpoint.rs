@@ -1,5 +1,5 @@
-//! Reading checkpoints: the three layouts, every spelling of the KV scales, alignment, and what random weights
-//! look like on disk.
+//! Reading checkpoints: the three layouts, every spelling of the KV scales, alignment, and what
+//! random weights look like on disk.
 
 #[path = "common/checkpoint.rs"]
 mod common;

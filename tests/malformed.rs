@@ -1,5 +1,5 @@
-//! Malformed and hostile checkpoints: each is refused with the right error, which names what is wrong, and none
-//! makes the loader allocate more than its files hold.
+//! Malformed and hostile checkpoints: each is refused with the right error, which names what is
+//! wrong, and none makes the loader allocate more than its files hold.
 
 #[path = "common/checkpoint.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! JSON of files that are not trusted: maps whose names are unique, lists of bounded length, texts of
-//! bounded size.
+//! JSON of files that are not trusted: maps whose names are unique, lists of bounded length, texts
+//! of bounded size.
 
 use crate::{Error, Result};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -38,8 +38,8 @@ pub(super) fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{process}.{count}.tmp"))
 }
 
-/// A JSON object whose keys are unique. What `__metadata__` holds, where safetensors allows free text,
-/// is skipped.
+/// A JSON object whose keys are unique. What `__metadata__` holds, where safetensors allows free
+/// text, is skipped.
 pub(super) struct UniqueMap<V>(pub BTreeMap<String, V>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {

@@ -12,7 +12,8 @@ use std::path::Path;
 /// Vocabulary of the published models, o200k_harmony.
 const HARMONY_VOCAB: usize = 201_088;
 
-/// Words filled from one stream of random numbers, so that the result does not depend on the threads.
+/// Words filled from one stream of random numbers, so that the result does not depend on the
+/// threads.
 const CHUNK: usize = 1 << 17;
 
 /// Every tensor of `config` in the MXFP4 layout.
@@ -50,8 +51,8 @@ fn make(required: &Required, seed: u64) -> Result<StoredTensor> {
         .ok_or_else(|| Error::config(format!("tensor {} {shape:?} overflows", shown(name))))?;
     let mut words = vec![0u64; bytes.div_ceil(8)];
     if *stored != Stored::Bytes {
-        // Uniform over mean ± width/2: the standard deviation is width/√12. Adding half of the last place
-        // before cutting rounds to bf16; inlined by hand because this runs a billion times.
+        // Uniform over mean ± width/2: the standard deviation is width/√12. Adding half of the last
+        // place before cutting rounds to bf16; inlined by hand because this runs a billion times.
         let step = 12f32.sqrt() * std / 65536.0;
         let value = |bits: u64| {
             let value = mean + (bits as u16 as f32 - 32767.5) * step;
@@ -64,8 +65,8 @@ fn make(required: &Required, seed: u64) -> Result<StoredTensor> {
                 | value(word >> 48) << 48
         });
     } else if name.ends_with("_scales") {
-        // A uniform FP4 code has a root mean square of 2.92, exponents that vary by one to either side
-        // one of 1.32.
+        // A uniform FP4 code has a root mean square of 2.92, exponents that vary by one to either
+        // side one of 1.32.
         let centre = (127.0 + (std / (2.92 * 1.32)).log2()).round() as u64;
         let exponent = |byte: u64| centre - 1 + ((byte * 3) >> 8);
         fill(&mut words, seed, |word| {
@@ -119,15 +120,17 @@ fn child(seed: u64, number: usize) -> u64 {
 }
 
 impl Checkpoint {
-    /// Writes the checkpoint to `dir` as the published ones are: config.json, generation_config.json, shards of
-    /// at most `max_shard_bytes` (one tensor at least) and their index.
+    /// Writes the checkpoint to `dir` as the published ones are: config.json,
+    /// generation_config.json, shards of at most `max_shard_bytes` (one tensor at least) and their
+    /// index.
     ///
     /// Each file is written beside its final name and renamed, the index last. The end-of-sequence
     /// tokens are o200k_harmony's for its vocabulary of 201,088, else those of
     /// [`write_tiny_checkpoint`](super::write_tiny_checkpoint)'s tokenizer.
     ///
     /// # Errors
-    /// `Io` when a file cannot be written; `InvalidRequest` unless the layout is [`Layout::HfMxfp4`].
+    /// `Io` when a file cannot be written; `InvalidRequest` unless the layout is
+    /// [`Layout::HfMxfp4`].
     pub fn save(&self, dir: &Path, max_shard_bytes: u64) -> Result<()> {
         if self.layout != Layout::HfMxfp4 {
             return Err(Error::invalid_request(format!(

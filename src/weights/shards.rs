@@ -52,7 +52,8 @@ fn is_shard(name: &str) -> bool {
     name.starts_with("model") && name.ends_with(".safetensors")
 }
 
-/// Maps the shards of `dir`: those its index names, or, without an index, every `model*.safetensors`.
+/// Maps the shards of `dir`: those its index names, or, without an index, every
+/// `model*.safetensors`.
 pub(super) fn open(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, StoredTensor>)> {
     let names = names(dir)?;
     let index = if names.contains(INDEX) { Some(read_index(&dir.join(INDEX))?) } else { None };

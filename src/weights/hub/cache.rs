@@ -1,4 +1,5 @@
-//! The hub's cache directory: blobs by their content, snapshots that link to them, refs that name commits.
+//! The hub's cache directory: blobs by their content, snapshots that link to them, refs that name
+//! commits.
 
 use super::failure::Context;
 use crate::weights::{json, safetensors, shards, shown};
@@ -66,8 +67,9 @@ impl Cache {
         self.root.join("blobs").join(&remote.etag)
     }
 
-    /// The snapshot of `revision` when everything [`Checkpoint::open`](crate::weights::Checkpoint::open) reads
-    /// is in it. Files beside the weights are fetched before them, so they are there as well.
+    /// The snapshot of `revision` when everything
+    /// [`Checkpoint::open`](crate::weights::Checkpoint::open) reads is in it. Files beside the
+    /// weights are fetched before them, so they are there as well.
     pub(super) fn complete_snapshot(&self, revision: &str) -> Option<PathBuf> {
         let dir = match is_commit(revision) {
             true => self.snapshot(revision),

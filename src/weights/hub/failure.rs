@@ -56,7 +56,8 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Whether the server could not be reached or did not work, so that the cache is as good an answer as any.
+    /// Whether the server could not be reached or did not work, so that the cache is as good an
+    /// answer as any.
     pub(super) fn is_unreachable(&self) -> bool {
         is_transient(&self.source)
     }
@@ -133,8 +134,8 @@ impl<'a> Context<'a> {
 /// Whether the connection or the server's load is to blame rather than the request.
 fn is_transient(error: &HFError) -> bool {
     match error {
-        // Nothing in a request depends on the caller beyond its URL, so whatever fails before or within a
-        // response is the network's fault.
+        // Nothing in a request depends on the caller beyond its URL, so whatever fails before or
+        // within a response is the network's fault.
         HFError::Request { .. } | HFError::RateLimited { .. } | HFError::Xet { .. } => true,
         _ => matches!(status(error), Some(408 | 429 | 500..)),
     }
