@@ -79,6 +79,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         }
         eprint!("> ");
     }
+    eprintln!();
     Ok(ExitCode::SUCCESS)
 }
 
@@ -92,8 +93,14 @@ fn answer(
     let mut stream = session.send(text)?;
     let set = |handle| *running.lock().unwrap_or_else(PoisonError::into_inner) = handle;
     set(Some(stream.cancel_handle()));
+    let mut thinking = false;
     for event in stream.by_ref() {
-        match event? {
+        let event = event?;
+        let reasoning = matches!(event, ChatEvent::Reasoning(_));
+        if std::mem::replace(&mut thinking, reasoning) && !reasoning {
+            eprintln!();
+        }
+        match event {
             ChatEvent::Reasoning(text) => eprint!("{dim}{text}{plain}"),
             ChatEvent::Preamble(text) | ChatEvent::Text(text) => print!("{text}"),
             ChatEvent::ToolCallStart { name, .. } => eprint!("{dim}[calls {name}: "),

@@ -49,6 +49,11 @@ fn main() -> ExitCode {
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let checkpoint = Checkpoint::open(&args.model)?;
     let (config, chunk) = (checkpoint.config(), args.chunk as usize);
+    if let Some(token) = args.tokens.iter().find(|id| **id as usize >= config.vocab_size) {
+        return Err(
+            format!("token {token} is outside the vocabulary of {}", config.vocab_size).into()
+        );
+    }
     let scales = (0..config.num_hidden_layers()).map(|layer| checkpoint.kv_scales(layer));
     let cache = KvCacheConfig {
         dtype: args.kv_dtype,

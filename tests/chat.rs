@@ -237,7 +237,7 @@ fn a_session_gives_the_same_tokens_and_reads_only_what_is_new() {
         let start = ChatRequest::new([Message::system("Be brief. ".repeat(40))]);
         let mut session = model.session(start.date("2026-01-02"));
         let mut before: Option<(Vec<u32>, Vec<u32>)> = None;
-        let mut rereads = 0;
+        let (mut resumed, mut rereads) = (0, 0);
         for (number, text) in ["Hello", "And then?", "Why?", "Who?", "Go on"].iter().enumerate() {
             let (response, fresh) = turn(&mut session, text, number as u64);
             assert_eq!(response.tokens, fresh.tokens, "turn {number}");
@@ -255,17 +255,21 @@ fn a_session_gives_the_same_tokens_and_reads_only_what_is_new() {
             match &before {
                 None => assert_eq!(cached, 0),
                 Some((earlier, all)) => {
-                    // At least all of the last prompt; at most what is common with it and its answer.
+                    // At most what is common with the last prompt and its answer; at least all of the
+                    // last prompt, unless a chain of thought in it, kept for a call, has gone.
                     let common = all.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
-                    assert!(prompt.starts_with(earlier), "turn {number}");
-                    assert!((earlier.len()..=common).contains(&cached), "turn {number}: {cached}");
+                    assert!(cached <= common, "turn {number}: {cached} of {common}");
+                    if prompt.starts_with(earlier) {
+                        assert!(cached >= earlier.len(), "turn {number}: {cached}");
+                        resumed += 1;
+                    }
                     rereads += common - cached;
                 }
             }
             let all = [prompt.clone(), response.tokens.clone()].concat();
             before = Some((prompt, all));
         }
-        assert!(rereads <= 4 * 30, "{rereads}");
+        assert!(resumed >= 2 && rereads <= 4 * 30, "{resumed} {rereads}");
         drop(session);
         assert_eq!(model.cache().free_pages(), model.cache().pages());
     }
