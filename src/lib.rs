@@ -43,18 +43,18 @@
 #![deny(unsafe_code)]
 #![warn(unreachable_pub)]
 
-pub mod cache;
-pub mod chat;
 pub mod config;
 mod error;
-pub mod generation;
-pub mod harmony;
+pub mod weights;
 #[doc(hidden)]
 pub mod kernels;
-pub mod model;
 mod ops;
+pub mod cache;
+pub mod model;
+pub mod generation;
 pub mod tokenizer;
-pub mod weights;
+pub mod harmony;
+pub mod chat;
 
 pub use chat::{
     ChatEvent, ChatRequest, ChatResponse, ChatSession, ChatStream, Model, ModelBuilder,
