@@ -276,8 +276,8 @@ fn a_single_file_is_a_checkpoint_and_a_file_is_not() {
     Checkpoint::open(dir.path()).unwrap();
     let path = dir.path().join("model.safetensors");
     let error = Checkpoint::open(&path).err().unwrap();
-    assert_eq!(error.kind(), Io);
-    assert!(error.to_string().contains("model.safetensors"), "{error}");
+    assert_eq!(error.kind(), Bad);
+    assert!(error.to_string().contains("model.safetensors is a file"), "{error}");
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub struct Checkpoint {
 }
 
 /// The experts of one projection of one layer, as stored.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum ExpertTensors {
     /// `*_blocks` `[E, rows, cols/32, 16]` and `*_scales` `[E, rows, cols/32]`.
     Mxfp4 {
@@ -55,6 +55,16 @@ pub enum ExpertTensors {
     },
     /// `[E, cols, rows]` bf16.
     Bf16(StoredTensor),
+}
+
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("layout", &self.layout)
+            .field("files", &self.files)
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Checkpoint {

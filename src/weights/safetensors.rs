@@ -14,6 +14,7 @@ use memmap2::Mmap;
 use safetensors::Dtype;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -58,6 +59,12 @@ pub struct StoredTensor {
     dtype: Dtype,
     shape: Vec<usize>,
     file: Arc<Path>,
+}
+
+impl fmt::Debug for StoredTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoredTensor({} {:?} in {})", self.dtype, self.shape, self.file.display())
+    }
 }
 
 impl StoredTensor {

@@ -12,6 +12,12 @@ const MAX_INDEX: u64 = 1 << 24;
 
 /// The directory that holds weights: `dir` itself, or its `original/` folder.
 pub(super) fn root(dir: &Path) -> Result<PathBuf> {
+    if dir.is_file() {
+        return Err(Error::checkpoint(format!(
+            "{} is a file, expected a directory with config.json and safetensors weights",
+            dir.display()
+        )));
+    }
     let names = names(dir)?;
     if has_weights(&names) {
         return Ok(dir.to_path_buf());

@@ -3,7 +3,7 @@
 
 use super::failure::Context;
 use crate::weights::{json, safetensors, shards, shown};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -109,7 +109,10 @@ impl Cache {
         let file = File::options().create(true).append(true).open(&path);
         let file = file.map_err(|e| Error::io("open", &path, e))?;
         // Another process may be at it; when it is done, so are we.
-        file.lock().map_err(|e| Error::io("lock", &path, e))?;
+        if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
+            tracing::info!("waiting for another download of {name}");
+            file.lock().map_err(|e| Error::io("lock", &path, e))?;
+        }
         if complete(&blob) {
             // Nobody appends to this name any more unless it is a leftover.
             let _ = fs::remove_file(&path);
@@ -133,6 +136,19 @@ impl Cache {
     ) -> Result<PathBuf> {
         let Partial { path, file, .. } = partial;
         file.sync_all().map_err(|e| Error::io("write", &path, e))?;
+        let len = file.metadata().map_err(|e| Error::io("read", &path, e))?.len();
+        if len != remote.size {
+            // Only where the file system knows no locks.
+            let _ = fs::remove_file(&path);
+            return Err(Error::new(
+                ErrorKind::Download,
+                format!(
+                    "{}: {len} bytes, expected {}: two downloads wrote to it; removed, try again",
+                    path.display(),
+                    remote.size
+                ),
+            ));
+        }
         let blob = self.blob(remote);
         fs::rename(&path, &blob).map_err(|e| Error::io("rename", &path, e))?;
         self.link(commit, name, remote)
