@@ -307,6 +307,16 @@ fn schema() -> impl Strategy<Value = Value> {
     })
 }
 
+/// Our template, or the one whose file CHAT_TEMPLATE names.
+fn template() -> Renderer {
+    match std::env::var("CHAT_TEMPLATE") {
+        Ok(path) => Template::new(std::fs::read_to_string(path).expect("readable")),
+        Err(_) => Template::embedded(),
+    }
+    .expect("compiles")
+    .into()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -335,7 +345,7 @@ proptest! {
         let tools: Vec<Tool> = schemas.into_iter().map(|s| Tool::new("f", "d", s)).collect();
         let messages = [Message::user("q")];
         let request = RenderRequest { messages: &messages, tools: &tools, ..RenderRequest::default() };
-        let template: Renderer = Template::embedded().expect("compiles").into();
+        let template: Renderer = template();
         prop_assert_eq!(
             template.render_text(&request).expect("renders"),
             Renderer::Native(Dialect::template()).render_text(&request).expect("renders")
@@ -361,7 +371,7 @@ proptest! {
             messages.extend(results);
         }
         let request = RenderRequest { messages: &messages, add_generation_prompt, ..RenderRequest::default() };
-        let template: Renderer = Template::embedded().expect("compiles").into();
+        let template: Renderer = template();
         let (template, native) =
             (template.render(&request, &tiny()).expect("renders"), Renderer::Native(Dialect::template()).render(&request, &tiny()).expect("renders"));
         prop_assert_eq!((template.text, template.tokens), (native.text, native.tokens));
@@ -371,7 +381,7 @@ proptest! {
 /// JSON of any shape is a request or an error.
 #[test]
 fn any_json_request_is_answered() {
-    let template: Renderer = Template::embedded().expect("compiles").into();
+    let template: Renderer = template();
     let native = Renderer::Native(Dialect::harmony());
     let seeds: Vec<Value> =
         serde_json::from_str(include_str!("data/harmony-render-cases.json")).expect("valid");

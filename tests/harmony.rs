@@ -376,7 +376,7 @@ fn return_ends_the_last_answer_of_a_training_text_and_no_other() {
 #[test]
 fn long_element_types_become_any() {
     let messages = [Message::user("q")];
-    for (length, expected) in [(24, true), (25, false)] {
+    for (length, expected) in [(25, true), (26, false)] {
         let name = "n".repeat(length - 4);
         let items = json!({"type": "object", "properties": {name.as_str(): {"type": "string"}}});
         let schema =
