@@ -8,7 +8,7 @@ mod tokenizers;
 use gpt_oss_puzzle::harmony::openai::{Request, StringArguments};
 use gpt_oss_puzzle::harmony::{
     AssistantMessage, Channel, Collector, Dialect, Event, Header, Item, Message, Mode, Parser,
-    Primed, RenderRequest, Renderer, Template, ToolCall, ToolKind,
+    Primed, RenderRequest, Renderer, Template, Tool, ToolCall, ToolKind,
 };
 use gpt_oss_puzzle::tokenizer::Tokenizer;
 use proptest::prelude::*;
@@ -240,6 +240,83 @@ fn item() -> impl Strategy<Value = Item> {
     ]
 }
 
+/// JSON schemas with everything the TypeScript rules look at.
+fn schema() -> impl Strategy<Value = Value> {
+    let kind = prop::sample::select(vec![
+        "\"string\"",
+        "\"number\"",
+        "\"integer\"",
+        "\"boolean\"",
+        "\"object\"",
+        "\"array\"",
+        "\"null\"",
+        "[\"string\",\"null\"]",
+        "[\"integer\"]",
+        "[]",
+        "null",
+    ]);
+    let default = prop::sample::select(vec![
+        "null",
+        "1",
+        "-2.5",
+        "\"<|s|>\"",
+        "[\"a\",{\"k\":1e-7}]",
+        "true",
+    ]);
+    let leaf = (kind, any::<[bool; 5]>(), default).prop_map(|(kind, has, default)| {
+        let json = |text| serde_json::from_str::<Value>(text).expect("JSON");
+        let mut schema = serde_json::Map::new();
+        if kind != "null" {
+            schema.insert("type".into(), json(kind));
+        }
+        for (has, key, value) in [
+            (has[0], "description", json("\"one\\ntwo\"")),
+            (has[1], "default", json(default)),
+            (has[2], "nullable", json("true")),
+            (has[3], "enum", json("[\"a\",\"b\"]")),
+            (has[4], "required", json("[\"x\",\"zz\"]")),
+        ] {
+            if has {
+                schema.insert(key.into(), value);
+            }
+        }
+        Value::Object(schema)
+    });
+    leaf.clone().prop_recursive(4, 24, 4, move |inner| {
+        let properties =
+            prop::collection::btree_map("x|[a-z]{1,20}|items|keys|type", inner.clone(), 0..4);
+        (
+            leaf.clone(),
+            inner.clone(),
+            properties,
+            prop::collection::vec(inner, 0..3),
+            any::<[bool; 3]>(),
+        )
+            .prop_map(|(mut schema, items, properties, variants, has)| {
+                for (has, key, value) in [
+                    (has[0], "items", items),
+                    (has[1], "properties", properties.into_iter().collect::<Value>()),
+                    (has[2], "oneOf", Value::Array(variants)),
+                ] {
+                    if has {
+                        schema[key] = value;
+                    }
+                }
+                schema
+            })
+    })
+}
+
+/// Our template, or the one whose file CHAT_TEMPLATE names.
+fn template() -> Renderer {
+    match std::env::var("CHAT_TEMPLATE") {
+        Ok(path) => Template::new(std::fs::read_to_string(path).expect("readable")),
+        Err(_) => Template::embedded(),
+    }
+    .expect("compiles")
+    .into()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -262,6 +339,20 @@ proptest! {
         prop_assert_eq!(&render(collector.assistant()), &first);
     }
 
+    /// The template and the typed renderer declare every tool alike.
+    #[test]
+    fn both_renderers_declare_tools_alike(schemas in prop::collection::vec(schema(), 1..3)) {
+        let tools: Vec<Tool> = schemas.into_iter().map(|s| Tool::new("f", "d", s)).collect();
+        let messages = [Message::user("q")];
+        let request = RenderRequest { messages: &messages, tools: &tools, ..RenderRequest::default() };
+        let template: Renderer = template();
+        prop_assert_eq!(
+            template.render_text(&request).expect("renders"),
+            Renderer::Native(Dialect::template()).render_text(&request).expect("renders")
+        );
+        Renderer::Native(Dialect::harmony()).render_text(&request).expect("renders");
+    }
+
     /// The template and the typed renderer agree on every history, tool or none.
     #[test]
     fn both_renderers_agree(
@@ -280,7 +371,7 @@ proptest! {
             messages.extend(results);
         }
         let request = RenderRequest { messages: &messages, add_generation_prompt, ..RenderRequest::default() };
-        let template: Renderer = Template::embedded().expect("compiles").into();
+        let template: Renderer = template();
         let (template, native) =
             (template.render(&request, &tiny()).expect("renders"), Renderer::Native(Dialect::template()).render(&request, &tiny()).expect("renders"));
         prop_assert_eq!((template.text, template.tokens), (native.text, native.tokens));
@@ -290,7 +381,7 @@ proptest! {
 /// JSON of any shape is a request or an error.
 #[test]
 fn any_json_request_is_answered() {
-    let template: Renderer = Template::embedded().expect("compiles").into();
+    let template: Renderer = template();
     let native = Renderer::Native(Dialect::harmony());
     let seeds: Vec<Value> =
         serde_json::from_str(include_str!("data/harmony-render-cases.json")).expect("valid");

@@ -279,6 +279,15 @@ fn what_a_template_cannot_express_is_rendered_natively() {
     let preamble =
         turns(&[&[Item::reasoning("t"), Item::preamble("p"), Item::ToolCall(call("1", "f"))]]);
     let builtin = turns(&[&[Item::ToolCall(python)]]);
+    // The first result answers the call before the last.
+    let (f, g) = (call("1", "f"), call("2", "g"));
+    let late = vec![
+        Message::user("q"),
+        AssistantMessage { items: vec![Item::ToolCall(f.clone())] }.into(),
+        AssistantMessage { items: vec![Item::ToolCall(g.clone())] }.into(),
+        Message::tool(&f, "r"),
+        Message::tool(&g, "r"),
+    ];
     let later = vec![Message::user("q"), Message::developer("d"), Message::user("q")];
     let c = |name: &str| {
         format!(
@@ -309,6 +318,7 @@ fn what_a_template_cannot_express_is_rendered_natively() {
                  <|start|>python to=assistant<|channel|>analysis<|message|>r<|end|>"
             ),
         ),
+        (late, format!("{q}{}{}{}{}", c("f"), c("g"), r("f"), r("g"))),
         (later, format!("{q}<|start|>developer<|message|># Instructions\n\nd\n\n<|end|>{q}")),
     ] {
         let request = RenderRequest { messages: &messages, ..RenderRequest::default() };
@@ -342,6 +352,46 @@ fn dialects_differ_where_they_say() {
         "<|channel|>analysis<|message|>so<|end|><|start|>assistant to=functions.f<|channel|>commentary json\
          <|message|>{\"a\": 1}<|call|><|start|>functions.f to=assistant<|channel|>commentary<|message|>\"r\"<|end|>"
     ), "{template}");
+}
+
+#[test]
+fn return_ends_the_last_answer_of_a_training_text_and_no_other() {
+    let messages = turns(&[&[Item::text("one")], &[Item::text("two")]]);
+    for renderer in [embedded(), Renderer::Native(Dialect::template())] {
+        for (add_generation_prompt, end) in
+            [(true, "two<|end|><|start|>assistant"), (false, "two<|return|>")]
+        {
+            let request = RenderRequest {
+                messages: &messages,
+                add_generation_prompt,
+                ..RenderRequest::default()
+            };
+            let text = renderer.render_text(&request).expect("renders");
+            assert!(text.contains("one<|end|>") && text.ends_with(end), "{text}");
+        }
+    }
+}
+
+/// The template writes an array of objects out up to 50 characters, and beyond as `any[]`.
+#[test]
+fn long_element_types_become_any() {
+    let messages = [Message::user("q")];
+    for (length, expected) in [(25, true), (26, false)] {
+        let name = "n".repeat(length - 4);
+        let items = json!({"type": "object", "properties": {name.as_str(): {"type": "string"}}});
+        let schema =
+            json!({"type": "object", "properties": {"a": {"type": "array", "items": items}}});
+        let tools = [Tool::new("f", "d", schema)];
+        let inner = format!("{{\n{name}?: \n                string}}");
+        assert_eq!(inner.len() <= 50, expected, "{}", inner.len());
+        for renderer in [embedded(), Renderer::Native(Dialect::template())] {
+            let request =
+                RenderRequest { messages: &messages, tools: &tools, ..RenderRequest::default() };
+            let text = renderer.render_text(&request).expect("renders");
+            let expected = if expected { format!("a?: {inner}[],") } else { "a?: any[],".into() };
+            assert!(text.contains(&expected), "{text}");
+        }
+    }
 }
 
 #[test]

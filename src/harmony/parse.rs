@@ -171,9 +171,8 @@ impl Parser {
     /// Opens a message whose content had been taken for its header.
     fn open_with(&mut self, resolved: Resolved, raw: String, content: &[u8]) -> bool {
         let opened = self.open(resolved, raw);
-        if opened {
-            self.push_text(content);
-        }
+        // Else the text goes with what follows it: its end may be half a word or character.
+        self.push_text(content);
         opened
     }
 

@@ -215,8 +215,9 @@ fn tool(tool: &Tool) -> Value {
         let mut parameters = parameters.clone();
         let properties = parameters.get_mut("properties").and_then(Value::as_object_mut);
         for property in properties.into_iter().flat_map(Map::values_mut) {
-            let choice =
-                ["enum", "oneOf"].iter().any(|k| property.get(k).is_some_and(Value::is_array));
+            let is_filled =
+                |key| property.get(key).and_then(Value::as_array).is_some_and(|l| !l.is_empty());
+            let choice = is_filled("enum") || is_filled("oneOf");
             if let Some(default) = property.get_mut("default").filter(|d| choice && !d.is_string())
             {
                 *default = python_json::to_string(default).into();
