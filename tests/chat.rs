@@ -305,10 +305,11 @@ fn a_session_goes_back_past_a_tool_loop() {
 fn calls_of_a_conversation_have_different_ids() {
     let model = speaking();
     let mut several = 0;
-    for seed in 0..10 {
-        let mut session = model.session(opening(seed));
-        for text in ["One", "Two", "Three", "Four"] {
-            session.send(text).unwrap().finish().unwrap();
+    for seed in 0..6 {
+        let mut session = model.session(opening(seed).max_tokens(30));
+        for turn in 0..9 {
+            session.request_mut().sampling = SamplingParams::default().seed(9 * seed + turn);
+            session.send("Go on").unwrap().finish().unwrap();
         }
         let mut ids = Vec::new();
         for message in session.messages() {
@@ -320,7 +321,7 @@ fn calls_of_a_conversation_have_different_ids() {
         let expected: Vec<String> = (0..ids.len()).map(|n| format!("call_{n}")).collect();
         assert_eq!(ids, expected, "seed {seed}");
     }
-    assert!(several >= 3, "{several}");
+    assert!(several >= 2, "{several}");
 }
 
 #[test]
