@@ -8,26 +8,22 @@
 //! The file is untrusted. Everything the encoder would take on faith (ids, the byte alphabet, merges)
 //! is checked while it is read, and the encoder is built from the checked parts.
 
-use crate::{Error, ErrorKind, Result};
-use serde::Deserialize;
-use std::collections::HashMap;
-use std::ops::Range;
-use std::path::Path;
-use tokenizers::models::bpe::{BPE, Merges, Vocab};
-use tokenizers::{AddedToken, NormalizerWrapper, PreTokenizerWrapper};
+mod file;
+mod stream;
 
-/// The largest token id accepted; the id table is dense, so a stray huge id must not size it.
-const MAX_ID: u32 = (1 << 22) - 1;
+pub use stream::TextStream;
+
+use crate::{Error, ErrorKind, Result};
+use file::{File, Table};
+use std::collections::HashMap;
+use std::path::Path;
 
 /// A byte-level BPE tokenizer with the harmony control tokens found by their text.
 ///
 /// Cheap to share (`Arc<Tokenizer>`), and all methods take `&self`.
 pub struct Tokenizer {
     encoder: tokenizers::Tokenizer,
-    /// The bytes of all tokens, one after another.
-    bytes: Vec<u8>,
-    /// Where in `bytes` each id's token lies; empty for an id that is not in the file.
-    spans: Vec<Range<u32>>,
+    table: Table,
     /// Control tokens by text, and by id.
     special_ids: HashMap<String, u32>,
     specials: HashMap<u32, Special>,
@@ -102,48 +98,6 @@ pub struct SpecialTokens {
     pub startoftext: u32,
 }
 
-/// The parts of tokenizer.json that are read; truncation, padding, post-processor and decoder are
-/// not, because encoding here never truncates or adds tokens and decoding is concatenation of bytes.
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    added_tokens: Vec<AddedTokenEntry>,
-    #[serde(default)]
-    normalizer: Option<NormalizerWrapper>,
-    #[serde(default)]
-    pre_tokenizer: Option<PreTokenizerWrapper>,
-    model: Model,
-}
-
-#[derive(Deserialize)]
-struct AddedTokenEntry {
-    id: u32,
-    #[serde(flatten)]
-    token: AddedToken,
-}
-
-#[derive(Deserialize)]
-struct Model {
-    #[serde(default, rename = "type")]
-    kind: Option<String>,
-    vocab: Vocab,
-    merges: MergeList,
-    #[serde(default)]
-    ignore_merges: Option<bool>,
-    #[serde(default)]
-    continuing_subword_prefix: Option<String>,
-    #[serde(default)]
-    end_of_word_suffix: Option<String>,
-}
-
-/// Merges as pairs, or as the older `"left right"` strings.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum MergeList {
-    Pairs(Merges),
-    Lines(Vec<String>),
-}
-
 impl Tokenizer {
     /// Reads a tokenizer.json.
     ///
@@ -163,87 +117,24 @@ impl Tokenizer {
     /// [`ErrorKind::Tokenizer`] when it is not JSON of that shape, not byte-level BPE, lacks one of
     /// the 256 byte tokens, gives an id twice or above 4,194,303, or merges tokens it does not have.
     pub fn from_bytes(json: &[u8]) -> Result<Tokenizer> {
-        let file: File = serde_json::from_slice(json)
-            .map_err(|e| error(format!("not a byte-level tokenizer.json: {e}")).with_source(e))?;
-        let Model { kind, vocab, merges, ignore_merges, .. } = file.model;
-        if kind.as_deref().is_some_and(|kind| kind != "BPE") {
-            return Err(error(format!(
-                "model type is {:?}, expected \"BPE\"",
-                kind.unwrap_or_default()
-            )));
-        }
-        for (name, affix) in [
-            ("continuing_subword_prefix", file.model.continuing_subword_prefix),
-            ("end_of_word_suffix", file.model.end_of_word_suffix),
-        ] {
-            if affix.as_deref().is_some_and(|a| !a.is_empty()) {
-                return Err(error(format!(
-                    "{name} is {affix:?}, but byte-level tokens carry none"
-                )));
-            }
-        }
-        let table = Table::new(&vocab, &file.added_tokens)?;
-        let merges = match merges {
-            MergeList::Pairs(pairs) => pairs,
-            MergeList::Lines(lines) => lines
-                .iter()
-                .filter(|line| !line.starts_with("#version"))
-                .map(|line| match line.split_once(' ') {
-                    Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
-                    None => {
-                        Err(error(format!("merge {line:?} is not two tokens with a space between")))
-                    }
-                })
-                .collect::<Result<_>>()?,
-        };
-        let longest = vocab.keys().map(String::len).max().unwrap_or(0);
-        if let Some((left, right)) = merges.iter().find(|(l, r)| l.len() + r.len() > longest) {
-            return Err(error(format!(
-                "merge of {left:?} and {right:?} makes a token the vocabulary lacks"
-            )));
-        }
-        let model = BPE::builder()
-            .vocab_and_merges(vocab, merges)
-            .ignore_merges(ignore_merges.unwrap_or(false))
-            .build()
-            .map_err(|e| error(format!("invalid vocabulary or merges: {e}")).with_source(e))?;
-        Tokenizer::assemble(model, file.normalizer, file.pre_tokenizer, file.added_tokens, table)
-    }
-
-    fn assemble(
-        model: BPE,
-        normalizer: Option<NormalizerWrapper>,
-        pre_tokenizer: Option<PreTokenizerWrapper>,
-        mut added: Vec<AddedTokenEntry>,
-        table: Table,
-    ) -> Result<Tokenizer> {
-        let mut encoder = tokenizers::Tokenizer::new(model);
-        encoder
-            .with_normalizer(normalizer)
-            .map_err(|e| error(format!("invalid normalizer: {e}")).with_source(e))?;
-        encoder.with_pre_tokenizer(pre_tokenizer);
+        let File { mut encoder, mut added, table } = File::read(json)?;
         let mut special_ids = HashMap::new();
         let mut specials = HashMap::new();
-        for AddedTokenEntry { id, token } in &added {
-            let named = Special::NAMED.iter().find(|(_, text)| *text == token.content);
-            if let Some((special, _)) = named {
-                specials.insert(*id, *special);
-            } else if token.special {
-                specials.insert(*id, Special::Other);
-            } else {
-                continue;
-            }
-            if let Some(other) = special_ids.insert(token.content.clone(), *id) {
+        for entry in &added {
+            let Some(special) = entry.special() else { continue };
+            let (id, content) = (entry.id, entry.token.content.clone());
+            specials.insert(id, special);
+            if let Some(other) = special_ids.insert(content, id) {
+                let content = &entry.token.content;
                 return Err(error(format!(
-                    "added token {:?} has two ids, {other} and {id}",
-                    token.content
+                    "added token {content:?} has two ids, {other} and {id}"
                 )));
             }
         }
         // Control tokens are split off here, by `encode_with_special`, and never by the encoder: in
         // `encode` their text is text. Other added tokens (this family has none) stay the encoder's,
         // which numbers them itself; a file that numbers them otherwise cannot be honoured.
-        added.retain(|a| !special_ids.contains_key(&a.token.content));
+        added.retain(|a| a.special().is_none());
         let expected: Vec<(String, u32)> =
             added.iter().map(|a| (a.token.content.clone(), a.id)).collect();
         encoder
@@ -284,11 +175,9 @@ impl Tokenizer {
             .into_iter()
             .filter_map(id)
             .collect();
-        let Table { bytes, spans } = table;
         Ok(Tokenizer {
             encoder,
-            bytes,
-            spans,
+            table,
             special_ids,
             specials,
             special_lengths,
@@ -373,7 +262,7 @@ impl Tokenizer {
         let mut bytes = Vec::new();
         for &id in tokens {
             let token = self.token_bytes(id).ok_or_else(|| {
-                error(format!("token id {id} is not in the vocabulary of {} ids", self.spans.len()))
+                error(format!("token id {id} is not in the vocabulary of {} ids", self.table.len()))
             })?;
             if keep(id) {
                 bytes.extend_from_slice(token);
@@ -385,9 +274,7 @@ impl Tokenizer {
     /// The bytes of one token, often only a part of a character; a control token's are its text.
     /// `None` for an id that is not in the vocabulary.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
-        let span = self.spans.get(id as usize)?;
-        let bytes = &self.bytes[span.start as usize..span.end as usize];
-        (!bytes.is_empty()).then_some(bytes)
+        self.table.get(id)
     }
 
     /// What `id` means in the harmony format; `None` for an ordinary token or an unknown id.
@@ -426,159 +313,17 @@ impl Tokenizer {
 
     /// One more than the largest token id; a model's output rows may be padded beyond it.
     pub fn vocab_size(&self) -> usize {
-        self.spans.len()
+        self.table.len()
     }
 }
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("vocab_size", &self.spans.len()).finish_non_exhaustive()
+        f.debug_struct("Tokenizer").field("vocab_size", &self.table.len()).finish_non_exhaustive()
     }
-}
-
-/// The bytes of every token by id.
-struct Table {
-    bytes: Vec<u8>,
-    spans: Vec<Range<u32>>,
-}
-
-impl Table {
-    fn new(vocab: &Vocab, added: &[AddedTokenEntry]) -> Result<Table> {
-        let mut table = Table { bytes: Vec::new(), spans: Vec::new() };
-        let alphabet = byte_alphabet();
-        let added_ids: HashMap<u32, &str> =
-            added.iter().map(|a| (a.id, a.token.content.as_str())).collect();
-        let mut token = Vec::new();
-        for (text, &id) in vocab {
-            token.clear();
-            // An added token listed in the vocabulary too is spelled as it is, not byte by byte.
-            if added_ids.get(&id) == Some(&text.as_str()) {
-                continue;
-            }
-            for c in text.chars() {
-                token.push(*alphabet.get(&c).ok_or_else(|| {
-                    error(format!(
-                        "token {text:?} (id {id}) is not byte-level: no byte is written {c:?}"
-                    ))
-                })?);
-            }
-            table.insert(id, text, &token)?;
-        }
-        for byte in 0..=255u8 {
-            let written: String =
-                alphabet.iter().find(|(_, b)| **b == byte).map(|(c, _)| *c).into_iter().collect();
-            if !vocab.contains_key(&written) {
-                return Err(error(format!(
-                    "the vocabulary has no token for byte 0x{byte:02x} ({written:?})"
-                )));
-            }
-        }
-        for a in added {
-            table.insert(a.id, &a.token.content, a.token.content.as_bytes())?;
-        }
-        Ok(table)
-    }
-
-    fn insert(&mut self, id: u32, text: &str, token: &[u8]) -> Result<()> {
-        if id > MAX_ID {
-            return Err(error(format!(
-                "token {text:?} has id {id}, above the largest possible {MAX_ID}"
-            )));
-        }
-        if token.is_empty() {
-            return Err(error(format!("the token with id {id} is empty")));
-        }
-        let at = id as usize;
-        if at >= self.spans.len() {
-            self.spans.resize(at + 1, 0..0);
-        }
-        if !self.spans[at].is_empty() {
-            return Err(error(format!(
-                "id {id} is given twice, the second time to token {text:?}"
-            )));
-        }
-        let end = |table: &Table| {
-            u32::try_from(table.bytes.len()).map_err(|_| error("the vocabulary is above 4 GiB"))
-        };
-        let start = end(self)?;
-        self.bytes.extend_from_slice(token);
-        self.spans[at] = start..end(self)?;
-        Ok(())
-    }
-}
-
-/// The byte-level alphabet of GPT-2's encoder: printable Latin-1 stands for itself, the other 68
-/// bytes for U+0100 onwards in order.
-fn byte_alphabet() -> HashMap<char, u8> {
-    let mut next = 0x100;
-    (0..=255u8)
-        .filter_map(|byte| {
-            let c = if matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff) {
-                char::from(byte)
-            } else {
-                next += 1;
-                char::from_u32(next - 1)?
-            };
-            Some((c, byte))
-        })
-        .collect()
 }
 
 #[cold]
 fn error(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Tokenizer, message)
-}
-
-/// Turns a stream of token bytes into text, never splitting a character: bytes that may still become
-/// one are held back (three at most), bytes that cannot become U+FFFD, one for each maximal invalid
-/// part, exactly as decoding the whole at once would.
-///
-/// ```
-/// # use gpt_oss_puzzle::tokenizer::TextStream;
-/// let mut stream = TextStream::default();
-/// assert_eq!(stream.push(b"\xf0\x9f"), "");
-/// assert_eq!(stream.push(b"\x8c\xa7!"), "🌧!");
-/// assert_eq!(stream.push(b"\xe6\x97"), "");
-/// assert_eq!(stream.finish(), "\u{fffd}");
-/// ```
-#[derive(Clone, Debug, Default)]
-pub struct TextStream {
-    pending: Vec<u8>,
-}
-
-impl TextStream {
-    /// The text that `bytes` complete.
-    pub fn push(&mut self, bytes: &[u8]) -> String {
-        self.pending.extend_from_slice(bytes);
-        let mut text = String::new();
-        let mut rest = self.pending.as_slice();
-        loop {
-            match std::str::from_utf8(rest) {
-                Ok(valid) => {
-                    text.push_str(valid);
-                    rest = &[];
-                    break;
-                }
-                Err(e) => {
-                    let (valid, after) = rest.split_at(e.valid_up_to());
-                    text.push_str(&String::from_utf8_lossy(valid));
-                    rest = after;
-                    // Without a length the bytes are a character's beginning: wait for the others.
-                    let Some(len) = e.error_len() else { break };
-                    text.push(char::REPLACEMENT_CHARACTER);
-                    rest = &rest[len..];
-                }
-            }
-        }
-        let keep = self.pending.len() - rest.len();
-        self.pending.drain(..keep);
-        text
-    }
-
-    /// The end of the stream: U+FFFD if it ended inside a character. The stream is then as new.
-    pub fn finish(&mut self) -> String {
-        let cut = !self.pending.is_empty();
-        self.pending.clear();
-        if cut { char::REPLACEMENT_CHARACTER.to_string() } else { String::new() }
-    }
 }

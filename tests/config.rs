@@ -1,4 +1,5 @@
-//! config.json in every spelling the family is published in, and every contradiction with its message.
+//! config.json in every spelling the family is published in, and every contradiction with its
+//! message.
 
 use gpt_oss_puzzle::{BlockConfig, ErrorKind, ModelConfig};
 use serde_json::{Value, json};

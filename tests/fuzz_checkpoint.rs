@@ -1,6 +1,6 @@
-//! The loader under random damage: configs, indexes, headers and lengths of a small checkpoint are mutated, and
-//! opening and reading must end in a value or an error: never in a panic, never in an allocation out of proportion
-//! to the files.
+//! The loader under random damage: configs, indexes, headers and lengths of a small checkpoint are
+//! mutated, and opening and reading must end in a value or an error: never in a panic, never in an
+//! allocation out of proportion to the files.
 //!
 //! Runs for two seconds, or for `FUZZ_SECONDS`. Seeded: `FUZZ_SEED` repeats a run, and a failure
 //! prints seed, round and what was done.

@@ -1,4 +1,5 @@
-//! Downloads, against a server of our own that speaks the hub's protocol and drops, lies and refuses when told to.
+//! Downloads, against a server of our own that speaks the hub's protocol and drops, lies and
+//! refuses when told to.
 #![cfg(feature = "hub")]
 
 #[path = "common/hub.rs"]

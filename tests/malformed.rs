@@ -1,5 +1,5 @@
-//! Malformed and hostile checkpoints: each is refused with the right error, which names what is wrong, and none
-//! makes the loader allocate more than its files hold.
+//! Malformed and hostile checkpoints: each is refused with the right error, which names what is
+//! wrong, and none makes the loader allocate more than its files hold.
 
 #[path = "common/checkpoint.rs"]
 mod common;
@@ -276,8 +276,8 @@ fn a_single_file_is_a_checkpoint_and_a_file_is_not() {
     Checkpoint::open(dir.path()).unwrap();
     let path = dir.path().join("model.safetensors");
     let error = Checkpoint::open(&path).err().unwrap();
-    assert_eq!(error.kind(), Io);
-    assert!(error.to_string().contains("model.safetensors"), "{error}");
+    assert_eq!(error.kind(), Bad);
+    assert!(error.to_string().contains("model.safetensors is a file"), "{error}");
 }
 
 #[test]

@@ -138,6 +138,36 @@ fn stop_tokens_of_the_real_vocabulary() {
 }
 
 #[test]
+fn a_control_token_listed_in_the_vocabulary_too_stays_text() {
+    let mut json = tiny_json();
+    json["model"]["vocab"]["<|end|>"] = json!(264);
+    json["model"]["ignore_merges"] = json!(true);
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).expect("loads");
+    assert_eq!(tokenizer.encode("<|end|>").expect("encodes").len(), 7);
+    assert_eq!(tokenizer.encode_with_special("<|end|>").expect("encodes"), [264]);
+    assert_eq!(tokenizer.token_bytes(264), Some(&b"<|end|>"[..]));
+}
+
+#[test]
+fn other_added_tokens_are_found_in_text() {
+    let mut json = tiny_json();
+    let mut other = json["added_tokens"][0].clone();
+    (other["content"], other["id"], other["special"]) = (json!("[x]"), json!(258), json!(false));
+    let added = json["added_tokens"].as_array_mut().expect("list");
+    added.iter_mut().for_each(|t| t["id"] = json!(t["id"].as_u64().expect("id") + 1));
+    added.insert(0, other);
+    let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).expect("loads");
+    assert_eq!(tokenizer.encode("a[x]").expect("encodes"), [97, 258]);
+    assert_eq!(tokenizer.decode(&[97, 258]).expect("decodes"), "a[x]");
+    json["added_tokens"][0]["id"] = json!(300);
+    let error = Tokenizer::from_bytes(json.to_string().as_bytes()).expect_err("out of turn");
+    assert_eq!(
+        error.to_string(),
+        "added token \"[x]\" has id 300, which is not next after the vocabulary"
+    );
+}
+
+#[test]
 fn a_vocabulary_without_harmony_encodes_but_names_what_it_lacks() {
     let mut json = tiny_json();
     json["added_tokens"].as_array_mut().expect("list").retain(|t| t["content"] != "<|call|>");

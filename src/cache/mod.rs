@@ -9,7 +9,7 @@
 //! sequences share is copied when one of them writes to it.
 //!
 //! This module accounts for pages; it does not read them. The model writes them through
-//! [`crate::ops`] and reads them in attention.
+//! `ops` and reads them in attention.
 
 mod pool;
 mod sequence;

@@ -79,7 +79,7 @@ impl RawHeader {
 
     /// Whether so much text has come without a marker that this may be content.
     pub(super) fn is_overdue(&self) -> bool {
-        let text = self.parts.last().map_or(&[][..], |(_, text)| text);
+        let text = self.last_part();
         let is_long = self.tokens >= PATIENCE.0 && text.len() >= PATIENCE.1;
         self.is_hopeless() || is_long && !text.windows(3).any(|w| w == b"to=")
     }
@@ -93,6 +93,11 @@ impl RawHeader {
     pub(super) fn is_bare(&self) -> bool {
         self.parts.len() == 1
             && self.text().split_whitespace().all(|w| strip_repeats(w, "assistant").is_some())
+    }
+
+    /// The bytes of its last part.
+    pub(super) fn last_part(&self) -> &[u8] {
+        self.parts.last().map_or(&[], |(_, bytes)| bytes)
     }
 
     /// All its text, without markers.
@@ -147,20 +152,22 @@ impl RawHeader {
     }
 
     /// Understands a header that ended without `<|message|>`: what it is, and what of its last part is
-    /// content after all. `None` when there is no content in it.
-    pub(super) fn salvage(&self, tools: &[String], mode: Mode) -> Option<(Resolved, String)> {
+    /// content after all (as bytes, for it may end inside a character). `None` when there is none.
+    pub(super) fn salvage(&self, tools: &[String], mode: Mode) -> Option<(Resolved, Vec<u8>)> {
         let (marker, bytes) = self.parts.last()?;
-        let text = String::from_utf8_lossy(bytes);
+        let text = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
         let known = |name: &&str| text.starts_with(*name);
         let (mut head, kind) = match marker {
             // The role, or nothing, and then the answer.
             Marker::Role if self.opened == Opened::Start => {
-                (role_length(&text), RepairKind::MissingHeader)
+                (role_length(text), RepairKind::MissingHeader)
             }
             Marker::Role => (0, RepairKind::MissingHeader),
             Marker::Channel => {
-                let names = Channel::KNOWN.map(|(name, _)| name);
-                (names.into_iter().find(known).map_or(0, str::len), RepairKind::MissingMessage)
+                let name = Channel::KNOWN.into_iter().map(|(name, _)| name).find(known);
+                // A lone word is a name, cut off or wrong; several without one are content.
+                let lone = if text.trim().contains(char::is_whitespace) { 0 } else { text.len() };
+                (name.map_or(lone, str::len), RepairKind::MissingMessage)
             }
             Marker::Constrain => {
                 (TYPES.into_iter().find(known).map_or(0, str::len), RepairKind::MissingMessage)
@@ -175,13 +182,13 @@ impl RawHeader {
                 head = text.len() - after.len() + name.len();
             }
         }
-        let content = &text[head..];
-        if content.trim().is_empty() {
+        let content = bytes[head..].to_vec();
+        if content.trim_ascii().is_empty() {
             return None;
         }
         let mut parts = self.parts.clone();
         if let Some((_, last)) = parts.last_mut() {
-            *last = text[..head].as_bytes().to_vec();
+            last.truncate(head);
         }
         let mut resolved = RawHeader { opened: self.opened, parts, tokens: 0 }.resolve(tools, mode);
         if *marker == Marker::Role
@@ -191,14 +198,20 @@ impl RawHeader {
             resolved.header.channel = Some(Channel::Final);
         }
         resolved.repairs.push(kind);
-        Some((resolved, content.to_owned()))
+        Some((resolved, content))
     }
 }
 
-/// How much of the text after `<|start|>` is the role: a word that says so, or addresses someone.
+/// How much of the text after `<|start|>` is the role: the word for it, however often; another word
+/// if it stands alone or addresses someone.
 fn role_length(text: &str) -> usize {
-    let word = text.find(char::is_whitespace).unwrap_or(text.len());
-    if text.starts_with("functions.") || text[word..].trim_start().starts_with("to=") {
+    let (unit, word) = ("assistant", text.find(char::is_whitespace).unwrap_or(text.len()));
+    let repeats = text.as_bytes().chunks(unit.len()).take_while(|c| *c == unit.as_bytes()).count();
+    if repeats > 0 {
+        return repeats * unit.len();
+    }
+    let alone = word == text.len() || text[word..].trim_start().starts_with("to=");
+    if alone || text.starts_with("functions.") {
         return word;
     }
     ROLES.into_iter().find(|role| text.starts_with(role)).map_or(0, str::len)

@@ -14,7 +14,7 @@
 //! | [`openai`] | conversations from the shape of OpenAI's chat API |
 //! | `render` | [`Renderer`]: a conversation to tokens, by one of the two below |
 //! | `native`, `typescript`, `builtin` | the typed renderer and its [`Dialect`]s |
-//! | `template`, `python_json` | a checkpoint's own chat template |
+//! | `template`, `jinja`, `python_json` | a checkpoint's own chat template |
 //! | `parse`, `header`, `event` | [`Parser`]: tokens to events, repairing what models get wrong |
 //! | `collect` | events to messages |
 //!
@@ -24,6 +24,7 @@ mod builtin;
 mod collect;
 mod event;
 mod header;
+mod jinja;
 mod message;
 mod native;
 pub mod openai;

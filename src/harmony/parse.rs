@@ -152,11 +152,14 @@ impl Parser {
             State::Header(raw) => {
                 raw.push(bytes);
                 if raw.is_overdue() {
-                    let (text, salvaged) = (raw.text(), raw.salvage(&self.tools, self.mode));
-                    match salvaged {
-                        Some((resolved, content)) => self.open_with(resolved, text, content),
+                    let text = raw.text();
+                    match raw.salvage(&self.tools, self.mode) {
+                        Some((resolved, content)) => {
+                            self.open_with(resolved, text, &content);
+                        }
                         None if raw.is_hopeless() => {
-                            self.open_with(Resolved::answer(), text.clone(), text)
+                            let content = raw.last_part().to_vec();
+                            self.open_with(Resolved::answer(), text, &content);
                         }
                         None => {}
                     }
@@ -166,10 +169,12 @@ impl Parser {
     }
 
     /// Opens a message whose content had been taken for its header.
-    fn open_with(&mut self, resolved: Resolved, raw: String, content: String) {
-        if self.open(resolved, raw) {
-            self.delta(content);
+    fn open_with(&mut self, resolved: Resolved, raw: String, content: &[u8]) -> bool {
+        let opened = self.open(resolved, raw);
+        if opened {
+            self.push_text(content);
         }
+        opened
     }
 
     fn push_special(&mut self, special: Special) {
@@ -270,8 +275,7 @@ impl Parser {
         let cut = end == Terminator::Truncated && raw.text().contains("to=");
         match raw.salvage(&self.tools, self.mode).filter(|_| !cut) {
             Some((resolved, content)) => {
-                if self.open(resolved, raw.text()) {
-                    self.delta(content);
+                if self.open_with(resolved, raw.text(), &content) {
                     self.close(end);
                 }
             }

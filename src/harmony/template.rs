@@ -5,25 +5,29 @@
 //! sees only the request.
 
 use super::builtin::{BROWSER, PYTHON};
+use super::jinja;
 use super::message::{AssistantMessage, Item, Message, Tool, ToolKind};
 use super::native::arguments_value;
-use super::python_json::{self, Style};
+use super::python_json;
 use super::render::{History, Prompt, RenderRequest};
 use crate::{Error, ErrorKind, Result};
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value as JinjaValue};
+use minijinja::value::{Serde, Value as JinjaValue};
 use minijinja::{Environment, context};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
 const NAME: &str = "chat_template";
-/// Instructions a template may run; a conversation of a thousand messages takes about a million.
-const FUEL: u64 = 100_000_000;
 
 /// A compiled chat template.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Template {
     environment: Environment<'static>,
+}
+
+impl std::fmt::Debug for Template {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Template").finish_non_exhaustive()
+    }
 }
 
 impl Template {
@@ -34,22 +38,10 @@ impl Template {
     /// # Errors
     /// [`ErrorKind::Template`] with the line when it does not compile.
     pub fn new(source: impl Into<String>) -> Result<Template> {
-        let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-        environment.set_syntax(syntax.map_err(|e| jinja_error("cannot set up", e))?);
-        environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_filter("tojson", tojson);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<String, minijinja::Error> {
-                Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message))
-            },
-        );
+        let mut environment = jinja::environment()?;
         environment
             .add_template_owned(NAME, source.into())
-            .map_err(|e| jinja_error("does not compile", e))?;
+            .map_err(|e| jinja::error("does not compile", e))?;
         Ok(Template { environment })
     }
 
@@ -130,7 +122,8 @@ impl Template {
         let guard = Guard::for_text(&Value::Object(context.clone()).to_string())?;
         context = context.into_iter().map(|(key, value)| (key, guard.hide_in(value))).collect();
         let date = guard.hide(request.date.unwrap_or_default());
-        let strftime_now = JinjaValue::from_function(move |format: &str| strftime(&date, format));
+        let strftime_now =
+            JinjaValue::from_function(move |format: &str| jinja::strftime(&date, format));
         for (key, value) in [
             ("bos_token", "<|startoftext|>"),
             ("eos_token", "<|return|>"),
@@ -141,10 +134,10 @@ impl Template {
             context.insert(key.into(), value.into());
         }
         let template =
-            self.environment.get_template(NAME).map_err(|e| jinja_error("is lost", e))?;
+            self.environment.get_template(NAME).map_err(|e| jinja::error("is lost", e))?;
         let marked = template
             .render(context! { strftime_now, ..JinjaValue::from(Serde(&context)) })
-            .map_err(|e| jinja_error("refuses the conversation", e))?;
+            .map_err(|e| jinja::error("refuses the conversation", e))?;
         Ok(guard.split(&marked))
     }
 }
@@ -315,88 +308,7 @@ fn next_marker(text: &str) -> Option<(&str, &str, &str)> {
     }
 }
 
-/// transformers' `tojson`: Python's `json.dumps` without HTML escapes.
-fn tojson(value: &JinjaValue, options: Kwargs) -> Result<String, minijinja::Error> {
-    if value.is_undefined() {
-        let message = "tojson of an undefined value";
-        return Err(minijinja::Error::new(minijinja::ErrorKind::UndefinedError, message));
-    }
-    let failed = |e: serde_json::Error| {
-        minijinja::Error::new(minijinja::ErrorKind::BadSerialization, "tojson failed")
-            .with_source(e)
-    };
-    let mut value = serde_json::to_value(value).map_err(failed)?;
-    let mut style = Style::default();
-    style.indent = options.get("indent")?;
-    if style.indent.is_some() {
-        style.item_separator = ",".into();
-    }
-    style.ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    if let Some(separators) = options.get::<Option<Vec<String>>>("separators")?
-        && let Ok([item, key]) = <[String; 2]>::try_from(separators)
-    {
-        (style.item_separator, style.key_separator) = (item, key);
-    }
-    if options.get::<Option<bool>>("sort_keys")?.unwrap_or(false) {
-        value.sort_all_objects();
-    }
-    options.assert_all_used()?;
-    Ok(python_json::write(&value, style))
-}
-
-/// `date` (`YYYY-MM-DD`) in a format of C's strftime, as far as dates go.
-fn strftime(date: &str, format: &str) -> Result<String, minijinja::Error> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    if format == "%Y-%m-%d" {
-        return Ok(date.to_owned());
-    }
-    let failed = |what: String| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, what);
-    let parts: Vec<&str> = date.split('-').collect();
-    let month = parts
-        .get(1)
-        .and_then(|m| m.parse::<usize>().ok())
-        .and_then(|m| MONTHS.get(m.checked_sub(1)?));
-    let ([year, number, day], Some(month)) = (parts.as_slice(), month) else {
-        return Err(failed(format!("date is {date:?}, expected YYYY-MM-DD")));
-    };
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        match if c == '%' { chars.next() } else { None } {
-            None => out.push(c),
-            Some('Y') => out.push_str(year),
-            Some('m') => out.push_str(number),
-            Some('d') => out.push_str(day),
-            Some('B') => out.push_str(month),
-            Some('b') => out.push_str(&month[..3]),
-            Some('%') => out.push('%'),
-            Some(other) => return Err(failed(format!("strftime_now has no %{other}"))),
-        }
-    }
-    Ok(out)
-}
-
 #[cold]
 fn error(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Template, message)
-}
-
-#[cold]
-fn jinja_error(what: &str, e: minijinja::Error) -> Error {
-    let line = e.line().map(|line| format!(" (line {line})")).unwrap_or_default();
-    let detail = e.detail().map_or_else(|| e.kind().to_string(), str::to_owned);
-    error(format!("the chat template {what}{line}: {detail}")).with_source(e)
 }

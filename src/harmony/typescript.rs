@@ -217,11 +217,14 @@ mod harmony {
         format!("{indent} | {kind}{or_null}{comment}")
     }
 
-    /// The default as written in a comment: JSON, but an enum's name without its quotes.
+    /// The default as written in a comment: a string between quotes, though nothing in it is
+    /// escaped, an enum's name without, anything else as JSON.
     fn default_of(schema: &Value) -> Option<String> {
-        let default = schema.get("default")?;
-        let name = default.as_str().filter(|_| list(schema, "enum").is_some());
-        Some(name.map_or_else(|| default.to_string(), str::to_owned))
+        Some(match (schema.get("default")?, list(schema, "enum")) {
+            (Value::String(name), Some(_)) => name.clone(),
+            (Value::String(text), None) => format!("\"{text}\""),
+            (other, _) => other.to_string(),
+        })
     }
 
     fn object_of(schema: &Value, indent: &str) -> String {

@@ -1,6 +1,6 @@
 //! Raw kernels over slices: what each computes, on which layout, to which accuracy.
 //!
-//! Below this line nothing is known of candle, config or files. [`reference`] holds the f64
+//! Below this line nothing is known of candle, config or files. [`mod@reference`] holds the f64
 //! specification of every kernel, written to be read; [`cpu`] the tiers chosen at run time.
 //!
 //! Shape letters: T rows (tokens of the flat batch), H hidden, I intermediate, O output features,
@@ -152,10 +152,10 @@ pub struct AttentionRows<'a> {
 ///
 /// Not `powi`: `2f32.powi(-127)` is `1 / 2^127`, and `powi(-128)` is `1 / inf = 0`.
 #[inline(always)]
-pub fn e8m0(s: u8) -> f32 {
+pub const fn e8m0(s: u8) -> f32 {
     match s {
         0 => f32::from_bits(0x0040_0000), // 2^-127 is subnormal
         255 => f32::NAN,
-        _ => f32::from_bits(u32::from(s) << 23),
+        _ => f32::from_bits((s as u32) << 23),
     }
 }

@@ -1,10 +1,10 @@
 //! Checkpoints by name from the Hugging Face hub. The only network code of the crate.
 //!
-//! Files land where every other tool of the hub expects them: `models--owner--name/blobs/<etag>`, linked
-//! from `snapshots/<commit>/<file>`. hf-hub does the talking (endpoint, token, redirects, ranges); the
-//! files are written here, because hf-hub 1.0 starts a dropped file over from its first byte and
-//! neither checks the length nor the status of what it stores. Half a file is only ever called
-//! `blobs/<etag>.incomplete`, and the next call goes on from its end.
+//! Files land where every other tool of the hub expects them: `models--owner--name/blobs/<etag>`,
+//! linked from `snapshots/<commit>/<file>`. hf-hub does the talking (endpoint, token, redirects,
+//! ranges); the files are written here, because hf-hub 1.0 starts a dropped file over from its
+//! first byte and neither checks the length nor the status of what it stores. Half a file is only
+//! ever called `blobs/<etag>.incomplete`, and the next call goes on from its end.
 //!
 //! This module knows which files a checkpoint has, not what is in them.
 
@@ -23,8 +23,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// Read beside the weights where the repository has them, in this order. `original/` and `metal/` hold the
-/// same weights again and are left alone.
+/// Read beside the weights where the repository has them, in this order. `original/` and `metal/`
+/// hold the same weights again and are left alone.
 const SMALL: [&str; 5] = [
     "config.json",
     "generation_config.json",
@@ -40,8 +40,8 @@ const MIN_CHUNK: u64 = 1 << 20;
 
 /// A download of checkpoints from the Hugging Face hub.
 ///
-/// What is not set comes from the environment, as in every tool of the hub: `HF_ENDPOINT`, `HF_TOKEN` (or
-/// the token of `hf auth login`), `HF_HUB_CACHE` or `HF_HOME`, `HF_HUB_OFFLINE`.
+/// What is not set comes from the environment, as in every tool of the hub: `HF_ENDPOINT`,
+/// `HF_TOKEN` (or the token of `hf auth login`), `HF_HUB_CACHE` or `HF_HOME`, `HF_HUB_OFFLINE`.
 ///
 /// ```no_run
 /// use gpt_oss_puzzle::weights::{Checkpoint, Hub};
@@ -102,7 +102,8 @@ impl Hub {
         self
     }
 
-    /// The cache directory (what holds `models--owner--name`), instead of `HF_HUB_CACHE` or `HF_HOME/hub`.
+    /// The cache directory (what holds `models--owner--name`), instead of `HF_HUB_CACHE` or
+    /// `HF_HOME/hub`.
     pub fn cache_dir(mut self, dir: impl Into<PathBuf>) -> Hub {
         self.cache_dir = Some(dir.into());
         self
@@ -114,17 +115,17 @@ impl Hub {
         self
     }
 
-    /// Downloads what this crate reads of the model repository `repo` (`owner/name`) at `revision` (a branch, a
-    /// tag, or a commit) and returns the directory to open.
+    /// Downloads what this crate reads of the model repository `repo` (`owner/name`) at `revision`
+    /// (a branch, a tag, or a commit) and returns the directory to open.
     ///
-    /// A commit that is in the cache is returned without touching the network; a branch or tag is asked for
-    /// its commit first, and taken from the cache when the hub cannot be reached. An interrupted download
-    /// goes on where it stopped, in this call after a dropped connection and in the next one after a
-    /// crash. `progress` is called from another thread.
+    /// A commit that is in the cache is returned without touching the network; a branch or tag is
+    /// asked for its commit first, and taken from the cache when the hub cannot be reached. An
+    /// interrupted download goes on where it stopped, in this call after a dropped connection and
+    /// in the next one after a crash. `progress` is called from another thread.
     ///
     /// # Errors
-    /// `Download` with repository, revision, file and what to do about it; `InvalidRequest` for a name that
-    /// is no repository; `Io` when the cache cannot be written.
+    /// `Download` with repository, revision, file and what to do about it; `InvalidRequest` for a
+    /// name that is no repository; `Io` when the cache cannot be written.
     pub fn download(
         &self,
         repo: &str,
@@ -156,7 +157,10 @@ impl Hub {
         }
         let client = HFClientSync::from_inner(client).map_err(|e| context.failure(None, e))?;
         let remote = client.model(owner, name);
-        let commit = context.retry(|| remote.info().revision(revision.to_string()).send());
+        // With an answer in the cache there is no point in waiting for the hub.
+        let attempts = if cached.is_some() { 1 } else { failure::ATTEMPTS };
+        let commit =
+            context.retry(attempts, || remote.info().revision(revision.to_string()).send());
         let commit = match (commit, cached) {
             (Ok(info), _) => info.sha.filter(|sha| cache::is_commit(sha)),
             (Err(failure), Some(dir)) if failure.is_unreachable() => {
@@ -247,7 +251,9 @@ impl Transfer<'_> {
     /// The files at the top of the repository.
     fn listing(&self) -> Result<BTreeMap<String, Remote>> {
         let entries = (self.context)
-            .retry(|| self.remote.list_tree().revision(self.commit.clone()).send())
+            .retry(failure::ATTEMPTS, || {
+                self.remote.list_tree().revision(self.commit.clone()).send()
+            })
             .map_err(Failure::into_error)?;
         let mut listing = BTreeMap::new();
         for entry in entries {
@@ -334,7 +340,8 @@ impl Meter {
         self.files.fetch_add(size, Ordering::Relaxed);
     }
 
-    /// Reports `bytes` of the current request; a request that starts over reports nothing new at first.
+    /// Reports `bytes` of the current request; a request that starts over reports nothing new at
+    /// first.
     fn show(&self, bytes: u64) {
         let start = self.files.load(Ordering::Relaxed) + self.start.load(Ordering::Relaxed);
         let (done, total) = (start.saturating_add(bytes), self.total.load(Ordering::Relaxed));

@@ -1,12 +1,13 @@
-//! JSON of files that are not trusted: maps whose names are unique, lists of bounded length, texts of
-//! bounded size.
+//! JSON of files that are not trusted: maps whose names are unique, lists of bounded length, texts
+//! of bounded size.
 
 use crate::{Error, Result};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Reads a text file of at most `limit` bytes.
 pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
@@ -21,8 +22,24 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| Error::io("read", path, e))
 }
 
-/// A JSON object whose keys are unique. What `__metadata__` holds, where safetensors allows free text,
-/// is skipped.
+/// Writes a text file through a temporary one beside it, so that no reader meets half of it.
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+    let temporary = temporary(path);
+    std::fs::write(&temporary, text)
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .map_err(|e| Error::io("write", path, e))
+}
+
+/// A name beside `path` that no other writer uses, in this process or another.
+pub(super) fn temporary(path: &Path) -> PathBuf {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{process}.{count}.tmp"))
+}
+
+/// A JSON object whose keys are unique. What `__metadata__` holds, where safetensors allows free
+/// text, is skipped.
 pub(super) struct UniqueMap<V>(pub BTreeMap<String, V>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueMap<V> {

@@ -12,8 +12,8 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Layout {
-    /// Hugging Face with MXFP4 experts: `gate_up_proj_blocks`, `gate_up_proj_scales`. What openai and
-    /// NVIDIA publish.
+    /// Hugging Face with MXFP4 experts: `gate_up_proj_blocks`, `gate_up_proj_scales`. What openai
+    /// and NVIDIA publish.
     HfMxfp4,
     /// Hugging Face with the experts dequantised: `gate_up_proj` `[E, in, out]` in BF16.
     HfBf16,

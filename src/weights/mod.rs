@@ -1,9 +1,9 @@
 //! [`Checkpoint`]: a tensor by its Hugging Face name, with dtype and shape checked before use.
 //!
-//! Sits between files and model: `safetensors` maps shards and hands out bytes, `layout` knows which
-//! tensors a configuration needs and what each publisher calls them, `random` makes weights without files.
-//! Weights stay as stored: experts are never decoded or copied here. This module knows nothing of
-//! candle, tokens or arithmetic.
+//! Sits between files and model: `safetensors` maps shards and hands out bytes, `layout` knows
+//! which tensors a configuration needs and what each publisher calls them, `random` makes weights
+//! without files. Weights stay as stored: experts are never decoded or copied here. This module
+//! knows nothing of candle, tokens or arithmetic.
 
 #[cfg(feature = "hub")]
 mod hub;
@@ -44,7 +44,7 @@ pub struct Checkpoint {
 }
 
 /// The experts of one projection of one layer, as stored.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub enum ExpertTensors {
     /// `*_blocks` `[E, rows, cols/32, 16]` and `*_scales` `[E, rows, cols/32]`.
     Mxfp4 {
@@ -57,15 +57,25 @@ pub enum ExpertTensors {
     Bf16(StoredTensor),
 }
 
+impl std::fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Checkpoint")
+            .field("layout", &self.layout)
+            .field("files", &self.files)
+            .field("tensors", &self.tensors.len())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Checkpoint {
     /// Opens a checkpoint directory: maps its shards and checks every tensor its config.json needs.
     ///
-    /// Reads the layouts of [`Layout`]; a directory without weights but with an `original/` folder is
-    /// read from there. Weights are not read, so this takes milliseconds whatever their size.
+    /// Reads the layouts of [`Layout`]; a directory without weights but with an `original/` folder
+    /// is read from there. Weights are not read, so this takes milliseconds whatever their size.
     ///
     /// # Errors
-    /// `Config` for config.json, `Io` for a file that cannot be read, otherwise `Checkpoint` with the
-    /// file, the tensor, what was expected and what was found.
+    /// `Config` for config.json, `Io` for a file that cannot be read, otherwise `Checkpoint` with
+    /// the file, the tensor, what was expected and what was found.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
         let root = shards::root(dir)?;
         let config = ModelConfig::from_file(&root.join("config.json"))?;
@@ -79,11 +89,11 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Random weights in memory, in the layout of [`Layout::HfMxfp4`] and, for `gpt_oss_puzzle`, with
-    /// KV scales; the same for the same seed, whatever the number of threads.
+    /// Random weights in memory, in the layout of [`Layout::HfMxfp4`] and, for `gpt_oss_puzzle`,
+    /// with KV scales; the same for the same seed, whatever the number of threads.
     ///
-    /// Values are uniform, scaled so that activations, attention scores and the router's logits stay of order
-    /// one. Weights are made in place: no second copy exists at any time.
+    /// Values are uniform, scaled so that activations, attention scores and the router's logits
+    /// stay of order one. Weights are made in place: no second copy exists at any time.
     ///
     /// # Errors
     /// `Config` when the sizes do not fit into memory addresses.
@@ -196,8 +206,8 @@ impl Checkpoint {
     /// A small tensor (norm, bias, sinks) in BF16, F16 or F32, widened to f32.
     ///
     /// # Errors
-    /// `Checkpoint` when the tensor is missing, has another dtype or shape, or holds a value that is
-    /// not finite.
+    /// `Checkpoint` when the tensor is missing, has another dtype or shape, or holds a value that
+    /// is not finite.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
         widen(&self.tensor(name, shape, Stored::Vector)?, name)
     }
@@ -206,8 +216,8 @@ impl Checkpoint {
     /// matrices is `[rows, cols]` = `[out, in]`.
     ///
     /// # Errors
-    /// `Checkpoint` when a tensor is missing or has another dtype or shape; `InvalidRequest` for a layer
-    /// or projection this family does not have.
+    /// `Checkpoint` when a tensor is missing or has another dtype or shape; `InvalidRequest` for a
+    /// layer or projection this family does not have.
     pub fn experts(
         &self,
         layer: usize,
@@ -250,8 +260,8 @@ impl Checkpoint {
 
     /// The first MXFP4 scale that is 255, E8M0's NaN: where it is, for a message.
     ///
-    /// Reads every scale, gigabytes for the large models, so [`Checkpoint::open`] does not: ask this
-    /// once logits turn out not to be finite.
+    /// Reads every scale, gigabytes for the large models, so [`Checkpoint::open`] does not: ask
+    /// this once logits turn out not to be finite.
     pub fn find_nan_scale(&self) -> Option<String> {
         let scales = |name: &str| name.ends_with("_scales") || name.ends_with("_weight.scales");
         self.tensors.iter().filter(|(name, _)| scales(name)).find_map(|(name, tensor)| {

@@ -2,7 +2,7 @@
 
 use super::layout::{self, Layout, Required, Stored};
 use super::safetensors::StoredTensor;
-use super::{Checkpoint, shown, tiny};
+use super::{Checkpoint, json, shown, tiny};
 use crate::{Error, ModelConfig, Result};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -12,7 +12,8 @@ use std::path::Path;
 /// Vocabulary of the published models, o200k_harmony.
 const HARMONY_VOCAB: usize = 201_088;
 
-/// Words filled from one stream of random numbers, so that the result does not depend on the threads.
+/// Words filled from one stream of random numbers, so that the result does not depend on the
+/// threads.
 const CHUNK: usize = 1 << 17;
 
 /// Every tensor of `config` in the MXFP4 layout.
@@ -23,12 +24,12 @@ pub(super) fn tensors(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String
     }
     let mut tensors = BTreeMap::new();
     for (stream, required) in required.into_iter().enumerate() {
-        let tensor = make(&required, SplitMix(seed).next() ^ (stream as u64) << 32)?;
+        let tensor = make(&required, child(seed, stream))?;
         tensors.insert(required.name, tensor);
     }
     if config.model_type == "gpt_oss_puzzle" {
         for layer in 0..config.num_hidden_layers() {
-            let mut rng = SplitMix(seed ^ (layer as u64) << 48);
+            let mut rng = SplitMix(child(!seed, layer));
             for letter in ["k", "v"] {
                 // Around amax/448 for keys and values of order one.
                 let scale = 0.008 + 0.008 * (rng.next() >> 40) as f32 / (1 << 24) as f32;
@@ -50,8 +51,8 @@ fn make(required: &Required, seed: u64) -> Result<StoredTensor> {
         .ok_or_else(|| Error::config(format!("tensor {} {shape:?} overflows", shown(name))))?;
     let mut words = vec![0u64; bytes.div_ceil(8)];
     if *stored != Stored::Bytes {
-        // Uniform over mean ± width/2: the standard deviation is width/√12. Adding half of the last place
-        // before cutting rounds to bf16; inlined by hand because this runs a billion times.
+        // Uniform over mean ± width/2: the standard deviation is width/√12. Adding half of the last
+        // place before cutting rounds to bf16; inlined by hand because this runs a billion times.
         let step = 12f32.sqrt() * std / 65536.0;
         let value = |bits: u64| {
             let value = mean + (bits as u16 as f32 - 32767.5) * step;
@@ -64,8 +65,9 @@ fn make(required: &Required, seed: u64) -> Result<StoredTensor> {
                 | value(word >> 48) << 48
         });
     } else if name.ends_with("_scales") {
-        // A uniform FP4 code has a root mean square of 2.92; exponents vary by one to either side.
-        let centre = (127.0 + (std / 2.92).log2()).round() as u64;
+        // A uniform FP4 code has a root mean square of 2.92, exponents that vary by one to either
+        // side one of 1.32.
+        let centre = (127.0 + (std / (2.92 * 1.32)).log2()).round() as u64;
         let exponent = |byte: u64| centre - 1 + ((byte * 3) >> 8);
         fill(&mut words, seed, |word| {
             (0..64).step_by(8).fold(0, |out, s| out | exponent(word >> s & 0xff) << s)
@@ -84,7 +86,7 @@ fn fill(words: &mut [u64], seed: u64, map: impl Fn(u64) -> u64 + Sync) {
     };
     let work = |part: &mut [u64], first_chunk: usize| {
         for (chunk, words) in part.chunks_mut(CHUNK).enumerate() {
-            let mut rng = SplitMix(seed.wrapping_add(((first_chunk + chunk) as u64) << 20));
+            let mut rng = SplitMix(child(seed, first_chunk + chunk));
             words.iter_mut().for_each(|word| *word = map(rng.next()));
         }
     };
@@ -112,16 +114,23 @@ impl SplitMix {
     }
 }
 
+/// The seed of stream `number` of those that belong to `seed`.
+fn child(seed: u64, number: usize) -> u64 {
+    SplitMix(SplitMix(seed).next().wrapping_add(number as u64)).next()
+}
+
 impl Checkpoint {
-    /// Writes the checkpoint to `dir` as the published ones are: config.json, generation_config.json, shards of
-    /// at most `max_shard_bytes` (one tensor at least) and their index.
+    /// Writes the checkpoint to `dir` as the published ones are: config.json,
+    /// generation_config.json, shards of at most `max_shard_bytes` (one tensor at least) and their
+    /// index.
     ///
     /// Each file is written beside its final name and renamed, the index last. The end-of-sequence
     /// tokens are o200k_harmony's for its vocabulary of 201,088, else those of
     /// [`write_tiny_checkpoint`](super::write_tiny_checkpoint)'s tokenizer.
     ///
     /// # Errors
-    /// `Io` when a file cannot be written; `InvalidRequest` unless the layout is [`Layout::HfMxfp4`].
+    /// `Io` when a file cannot be written; `InvalidRequest` unless the layout is
+    /// [`Layout::HfMxfp4`].
     pub fn save(&self, dir: &Path, max_shard_bytes: u64) -> Result<()> {
         if self.layout != Layout::HfMxfp4 {
             return Err(Error::invalid_request(format!(
@@ -176,10 +185,7 @@ impl Checkpoint {
     }
 }
 
-/// Writes `dir/name` through a temporary file, so that no reader meets half of it.
+/// Writes `dir/name`, indented.
 pub(super) fn write_json(dir: &Path, name: &str, value: &serde_json::Value) -> Result<()> {
-    let (path, temporary) = (dir.join(name), dir.join(format!(".{name}.tmp")));
-    std::fs::write(&temporary, format!("{value:#}\n"))
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .map_err(|e| Error::io("write", &path, e))
+    json::write(&dir.join(name), &format!("{value:#}\n"))
 }

@@ -1,11 +1,11 @@
-//! The mapped shards: headers parsed and checked, tensors as slices of the mapping. The only mmap of the
-//! crate.
+//! The mapped shards: headers parsed and checked, tensors as slices of the mapping. The only mmap
+//! of the crate.
 //!
 //! A file is hostile until checked. The header is parsed here, over the record types of the
-//! [safetensors format](https://github.com/huggingface/safetensors), because the library's own reader
-//! names neither file nor tensor and lets the second of two equal names win. Nothing is allocated in
-//! proportion to a number found in a file: only in proportion to bytes that are there. This module
-//! knows nothing of models.
+//! [safetensors format](https://github.com/huggingface/safetensors), because the library's own
+//! reader names neither file nor tensor and lets the second of two equal names win. Nothing is
+//! allocated in proportion to a number found in a file: only in proportion to bytes that are there.
+//! This module knows nothing of models.
 
 use super::{json, shown};
 use crate::{Error, Result};
@@ -14,6 +14,7 @@ use memmap2::Mmap;
 use safetensors::Dtype;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -38,8 +39,8 @@ impl Data {
     fn bytes(&self) -> &[u8] {
         match self {
             Data::Mapped(map) => map,
-            // SAFETY: the pointer and length are those of an initialised Vec<u64>, which lives as long as
-            // the borrow of self; u8 has no alignment and every bit pattern is a u8.
+            // SAFETY: the pointer and length are those of an initialised Vec<u64>, which lives as
+            // long as the borrow of self; u8 has no alignment and every bit pattern is a u8.
             Data::Owned(words) => unsafe {
                 std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), words.len() * 8)
             },
@@ -58,6 +59,12 @@ pub struct StoredTensor {
     dtype: Dtype,
     shape: Vec<usize>,
     file: Arc<Path>,
+}
+
+impl fmt::Debug for StoredTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "StoredTensor({} {:?} in {})", self.dtype, self.shape, self.file.display())
+    }
 }
 
 impl StoredTensor {
@@ -97,8 +104,8 @@ impl StoredTensor {
     ///
     /// # Panics
     /// When the tensor is not BF16. [`Checkpoint::bf16`](super::Checkpoint::bf16) and
-    /// [`ExpertTensors::Bf16`](super::ExpertTensors::Bf16) only give BF16 tensors; blocks and scales
-    /// are bytes.
+    /// [`ExpertTensors::Bf16`](super::ExpertTensors::Bf16) only give BF16 tensors; blocks and
+    /// scales are bytes.
     pub fn bf16(&self) -> &[bf16] {
         assert!(self.dtype == Dtype::BF16, "a {} tensor read as BF16", self.dtype);
         // SAFETY: bf16 is a transparent u16, for which every bit pattern is valid; align_to itself
@@ -170,9 +177,10 @@ pub(super) fn open(path: &Path) -> Result<BTreeMap<String, StoredTensor>> {
     if size < 8 {
         return Err(fail(format!("expected a safetensors file, found {size} bytes")));
     }
-    // SAFETY: the mapping is private and read-only. Another process may still write to or truncate the file;
-    // no Rust value depends on the bytes staying what they are (lengths are checked once and every
-    // bit pattern of u8 and bf16 is valid), and truncation is the documented limit of StoredTensor.
+    // SAFETY: the mapping is private and read-only. Another process may still write to or truncate
+    // the file; no Rust value depends on the bytes staying what they are (lengths are checked once
+    // and every bit pattern of u8 and bf16 is valid), and truncation is the documented limit of
+    // StoredTensor.
     let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io("map", path, e))?;
     let (length, rest) = map.split_first_chunk::<8>().ok_or_else(|| fail("file shrank".into()))?;
     let length = u64::from_le_bytes(*length);
@@ -254,8 +262,8 @@ pub(super) fn bare(dir: &Path, name: &str) -> Result<()> {
 
 /// `name` inside `dir`, when it is a bare file name and leads nowhere else.
 ///
-/// A name in an index is data of the checkpoint, so it must not reach other files: no directories, no
-/// `..`, and no link out of `dir` except into the `blobs` of a Hugging Face cache
+/// A name in an index is data of the checkpoint, so it must not reach other files: no directories,
+/// no `..`, and no link out of `dir` except into the `blobs` of a Hugging Face cache
 /// (`models--owner--name/snapshots/<revision>/x -> ../../blobs/<hash>`).
 pub(super) fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
     bare(dir, name)?;

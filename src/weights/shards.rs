@@ -12,6 +12,12 @@ const MAX_INDEX: u64 = 1 << 24;
 
 /// The directory that holds weights: `dir` itself, or its `original/` folder.
 pub(super) fn root(dir: &Path) -> Result<PathBuf> {
+    if dir.is_file() {
+        return Err(Error::checkpoint(format!(
+            "{} is a file, expected a directory with config.json and safetensors weights",
+            dir.display()
+        )));
+    }
     let names = names(dir)?;
     if has_weights(&names) {
         return Ok(dir.to_path_buf());
@@ -52,7 +58,8 @@ fn is_shard(name: &str) -> bool {
     name.starts_with("model") && name.ends_with(".safetensors")
 }
 
-/// Maps the shards of `dir`: those its index names, or, without an index, every `model*.safetensors`.
+/// Maps the shards of `dir`: those its index names, or, without an index, every
+/// `model*.safetensors`.
 pub(super) fn open(dir: &Path) -> Result<(Vec<PathBuf>, BTreeMap<String, StoredTensor>)> {
     let names = names(dir)?;
     let index = if names.contains(INDEX) { Some(read_index(&dir.join(INDEX))?) } else { None };

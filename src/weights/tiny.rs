@@ -1,5 +1,5 @@
-//! A complete random checkpoint of about a megabyte, tokenizer included: what the examples and the tests run on
-//! where no trained one is at hand.
+//! A complete random checkpoint of about a megabyte, tokenizer included: what the examples and the
+//! tests run on where no trained one is at hand.
 
 use super::Checkpoint;
 use super::random::write_json;
@@ -34,14 +34,14 @@ const SPLIT: &str = concat!(
     r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 );
 
-/// Where a small vocabulary keeps the special token that o200k_harmony numbers `id`: the last 21 ids,
-/// in the same order.
+/// Where a small vocabulary keeps the special token that o200k_harmony numbers `id`: the last 21
+/// ids, in the same order.
 pub(super) fn special_id(vocab_size: usize, id: usize) -> usize {
     (vocab_size + id).saturating_sub(FIRST_SPECIAL + SPECIALS)
 }
 
-/// The configuration of [`write_tiny_checkpoint`]: six layers of 16 or 8 experts, windows from 16 to
-/// 8,192 and none, everything else as in Puzzle but for the widths.
+/// The configuration of [`write_tiny_checkpoint`]: six layers of 16 or 8 experts, windows from 16
+/// to 8,192 and none, everything else as in Puzzle but for the widths.
 pub fn tiny_config() -> ModelConfig {
     let mut config = ModelConfig::puzzle_88b();
     config.vocab_size = 256 + merges().len() + SPECIALS;
@@ -59,9 +59,10 @@ pub fn tiny_config() -> ModelConfig {
     config
 }
 
-/// Writes a random checkpoint in the layout of nvidia/gpt-oss-puzzle-88B, about a megabyte, to `dir`:
-/// config, sharded weights with their index, KV scales, generation_config.json, and a byte-level
-/// tokenizer with the harmony special tokens. The same for the same seed. Its model speaks nonsense.
+/// Writes a random checkpoint in the layout of nvidia/gpt-oss-puzzle-88B, about a megabyte, to
+/// `dir`: config, sharded weights with their index, KV scales, generation_config.json, and a
+/// byte-level tokenizer with the harmony special tokens. The same for the same seed. Its model
+/// speaks nonsense.
 ///
 /// # Errors
 /// `Io` when a file cannot be written.

@@ -50,8 +50,8 @@ pub fn small_config() -> ModelConfig {
 }
 
 impl Draft {
-    /// Random weights, read back by the safetensors library, which shares nothing with the reader under
-    /// test.
+    /// Random weights, read back by the safetensors library, which shares nothing with the reader
+    /// under test.
     pub fn new(seed: u64) -> Draft {
         let dir = tempfile::tempdir().unwrap();
         Checkpoint::random(&small_config(), seed).unwrap().save(dir.path(), u64::MAX).unwrap();

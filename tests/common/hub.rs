@@ -1,5 +1,5 @@
-//! A server that speaks the part of the hub's protocol hf-hub uses, on the loopback interface, and that can be told
-//! to misbehave.
+//! A server that speaks the part of the hub's protocol hf-hub uses, on the loopback interface, and
+//! that can be told to misbehave.
 
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -9,7 +9,8 @@ thread_local! {
 
 pub struct Watched;
 
-// SAFETY: every call goes to the system allocator unchanged; the counter neither allocates nor panics.
+// SAFETY: every call goes to the system allocator unchanged; the counter neither allocates nor
+// panics.
 unsafe impl GlobalAlloc for Watched {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         note(layout.size());

@@ -122,8 +122,14 @@ fn attention_at_model_shape() {
     let mut rng = Rng(9);
     let heads = HeadShape { q_heads: 64, kv_heads: 8, head_dim: 64 };
     for (format, window) in FORMATS.into_iter().zip([None, Some(8192), Some(128)]) {
+        let cache = Cache::new(&mut rng, heads, format, &[600]);
+        check(&cache, &mut rng, &[(0, 599)], window);
+    }
+    // Beyond the widest window.
+    let heads = HeadShape { q_heads: 2, kv_heads: 1, head_dim: 16 };
+    for (format, window) in FORMATS.into_iter().zip([None, Some(8192), Some(8192)]) {
         let cache = Cache::new(&mut rng, heads, format, &[9000]);
-        check(&cache, &mut rng, &[(0, 8999)], window);
+        check(&cache, &mut rng, &[(0, 8999), (0, 8191), (0, 8192)], window);
     }
 }
 

@@ -82,7 +82,9 @@ fn pages_hold_what_the_reference_writes() {
         let heads = HeadShape { q_heads: kv_heads, kv_heads, head_dim };
         let width = kv_heads * head_dim;
         for format in formats {
-            let hard = hard_values();
+            // Times a scale, too: dividing gives the boundary back, multiplying by 1/scale often misses it.
+            let mut hard = hard_values();
+            hard.extend(hard_values().iter().flat_map(|x| [x * 0.037, x * 3.1]));
             let rows = hard.len().div_ceil(width).max(70);
             let mut k: Vec<f32> = rng.floats(rows * width).iter().map(|x| 99.0 * x).collect();
             k[..hard.len()].copy_from_slice(&hard);

@@ -1,8 +1,9 @@
 //! Mixture of experts: groups the (token, slot) pairs of a call by expert, so that every weight row is
 //! read and decoded once for all its tokens, and splits the work by (expert, piece of rows).
 
-use super::parallel::{Columns, Shares};
-use super::{Cpu, Mxfp4Rows, SCRATCH_ROWS, scratch};
+use super::mxfp4::Mxfp4Rows;
+use super::shares::{Columns, Shares};
+use super::{Cpu, SCRATCH_ROWS, scratch};
 use crate::kernels::{ExpertShape, Experts, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::ops::Range;

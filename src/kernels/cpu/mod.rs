@@ -13,9 +13,12 @@ mod avx512;
 mod experts;
 mod fp8;
 mod isa;
+mod mxfp4;
+mod pages;
 mod parallel;
 mod scalar;
 mod scratch;
+mod shares;
 mod table;
 mod words;
 
@@ -25,7 +28,7 @@ pub use parallel::Pool;
 
 use super::{AttentionRows, ExpertShape, Experts, HeadShape, KvFormat, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
-use parallel::Shares;
+use shares::Shares;
 use std::ops::Range;
 use table::Kernels;
 
@@ -35,32 +38,6 @@ const SMALL: usize = 1 << 15;
 
 /// Decoded weight rows that a tier may keep in the scratch of `mxfp4_matmul`.
 const SCRATCH_ROWS: usize = 4;
-
-/// MXFP4 rows of one expert.
-#[derive(Clone, Copy)]
-struct Mxfp4Rows<'a> {
-    blocks: &'a [u8],
-    scales: &'a [u8],
-    cols: usize,
-}
-
-impl<'a> Mxfp4Rows<'a> {
-    /// Blocks and scales of one row.
-    #[inline(always)]
-    fn row(&self, row: usize) -> (&'a [u8], &'a [u8]) {
-        let (bytes, scales) = (self.cols / 2, self.cols / MXFP4_BLOCK);
-        (&self.blocks[row * bytes..][..bytes], &self.scales[row * scales..][..scales])
-    }
-
-    fn rows(&self, rows: Range<usize>) -> Mxfp4Rows<'a> {
-        let (bytes, scales) = (self.cols / 2, self.cols / MXFP4_BLOCK);
-        Mxfp4Rows {
-            blocks: &self.blocks[rows.start * bytes..rows.end * bytes],
-            scales: &self.scales[rows.start * scales..rows.end * scales],
-            cols: self.cols,
-        }
-    }
-}
 
 /// The kernels of one tier on one thread pool.
 ///
@@ -359,7 +336,7 @@ impl Cpu {
         heads: HeadShape,
         format: KvFormat,
     ) {
-        attention::kv_write(self, pages, k, v, slots, heads, format);
+        pages::kv_write(self, pages, k, v, slots, heads, format);
     }
 
     /// Attention over the paged cache: for query head h of row t, with kv head `h / (Q/K)`,

@@ -1,8 +1,9 @@
 //! The tiers as data: one function pointer per serial kernel, lower tiers inherited by struct update.
 
 use super::attention::Partial;
-use super::parallel::Columns;
-use super::{Isa, Mxfp4Rows, scalar};
+use super::mxfp4::Mxfp4Rows;
+use super::shares::Columns;
+use super::{Isa, scalar};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 use crate::kernels::SwigluParams;
@@ -15,6 +16,7 @@ use std::ops::Range;
 /// which holds for a table that [`Kernels::of`] returned, and slices must have the lengths that the
 /// entry points of [`Cpu`](super::Cpu) check.
 #[derive(Clone, Copy)]
+#[allow(clippy::type_complexity)] // a name for each signature would not make it simpler
 pub(super) struct Kernels {
     pub(super) isa: Isa,
     pub(super) widen: unsafe fn(&mut [f32], &[bf16]),
@@ -31,7 +33,6 @@ pub(super) struct Kernels {
         unsafe fn(&mut Columns<'_, f32>, &[bf16], Range<usize>, usize, &[f32], usize),
     pub(super) swiglu: unsafe fn(&mut [f32], &[f32], &[bf16], SwigluParams),
     pub(super) combine: unsafe fn(&mut [f32], &[f32], &[bf16], f32),
-    #[allow(clippy::type_complexity)] // one name more would not make it simpler
     pub(super) attention_page:
         unsafe fn(&mut Partial<'_>, &[f32], &[f32], &[f32], Range<usize>, f32, &mut [f32]),
 }

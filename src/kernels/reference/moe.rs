@@ -50,7 +50,7 @@ pub fn expert_weight(w: Experts, shape: ExpertShape, expert: usize, row: usize, 
         Experts::Mxfp4 { blocks, scales } => {
             let row = expert * rows + row;
             let byte = blocks[row * cols / 2 + col / 2];
-            let nibble = if col % 2 == 0 { byte & 15 } else { byte >> 4 };
+            let nibble = if col.is_multiple_of(2) { byte & 15 } else { byte >> 4 };
             fp4(nibble) * e8m0(scales[row * cols / 32 + col / 32])
         }
         Experts::Bf16(w) => w[(expert * cols + col) * rows + row].to_f64(),

@@ -38,7 +38,7 @@ pub fn fp8_encode(x: f64) -> u8 {
     let distance = |code: u8| (fp8_decode(code) - x).abs();
     let mut best = 0;
     for code in 1..0x7f {
-        let tie_to_even = distance(code) == distance(best) && code % 2 == 0;
+        let tie_to_even = distance(code) == distance(best) && code.is_multiple_of(2);
         if distance(code) < distance(best) || tie_to_even {
             best = code;
         }
@@ -61,5 +61,9 @@ pub(super) fn bf16_encode(x: f32) -> u16 {
         value(high)
     };
     let (below, above) = ((f64::from(x) - value(low)).abs(), (high_value - f64::from(x)).abs());
-    if x.is_infinite() || below < above || (below == above && low % 2 == 0) { low } else { high }
+    if x.is_infinite() || below < above || (below == above && low.is_multiple_of(2)) {
+        low
+    } else {
+        high
+    }
 }

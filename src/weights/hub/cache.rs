@@ -1,8 +1,9 @@
-//! The hub's cache directory: blobs by their content, snapshots that link to them, refs that name commits.
+//! The hub's cache directory: blobs by their content, snapshots that link to them, refs that name
+//! commits.
 
 use super::failure::Context;
-use crate::weights::{safetensors, shards, shown};
-use crate::{Error, Result};
+use crate::weights::{json, safetensors, shards, shown};
+use crate::{Error, ErrorKind, Result};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -66,8 +67,9 @@ impl Cache {
         self.root.join("blobs").join(&remote.etag)
     }
 
-    /// The snapshot of `revision` when everything [`Checkpoint::open`](crate::weights::Checkpoint::open) reads
-    /// is in it. Files beside the weights are fetched before them, so they are there as well.
+    /// The snapshot of `revision` when everything
+    /// [`Checkpoint::open`](crate::weights::Checkpoint::open) reads is in it. Files beside the
+    /// weights are fetched before them, so they are there as well.
     pub(super) fn complete_snapshot(&self, revision: &str) -> Option<PathBuf> {
         let dir = match is_commit(revision) {
             true => self.snapshot(revision),
@@ -107,7 +109,10 @@ impl Cache {
         let file = File::options().create(true).append(true).open(&path);
         let file = file.map_err(|e| Error::io("open", &path, e))?;
         // Another process may be at it; when it is done, so are we.
-        file.lock().map_err(|e| Error::io("lock", &path, e))?;
+        if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
+            tracing::info!("waiting for another download of {name}");
+            file.lock().map_err(|e| Error::io("lock", &path, e))?;
+        }
         if complete(&blob) {
             // Nobody appends to this name any more unless it is a leftover.
             let _ = fs::remove_file(&path);
@@ -131,6 +136,19 @@ impl Cache {
     ) -> Result<PathBuf> {
         let Partial { path, file, .. } = partial;
         file.sync_all().map_err(|e| Error::io("write", &path, e))?;
+        let len = file.metadata().map_err(|e| Error::io("read", &path, e))?.len();
+        if len != remote.size {
+            // Only where the file system knows no locks.
+            let _ = fs::remove_file(&path);
+            return Err(Error::new(
+                ErrorKind::Download,
+                format!(
+                    "{}: {len} bytes, expected {}: two downloads wrote to it; removed, try again",
+                    path.display(),
+                    remote.size
+                ),
+            ));
+        }
         let blob = self.blob(remote);
         fs::rename(&path, &blob).map_err(|e| Error::io("rename", &path, e))?;
         self.link(commit, name, remote)
@@ -140,8 +158,8 @@ impl Cache {
     fn link(&self, commit: &str, name: &str, remote: &Remote) -> Result<PathBuf> {
         let dir = self.snapshot(commit);
         fs::create_dir_all(&dir).map_err(|e| Error::io("create", &dir, e))?;
-        let (link, temporary) =
-            (dir.join(name), dir.join(format!(".{name}.{}", std::process::id())));
+        let link = dir.join(name);
+        let temporary = json::temporary(&link);
         #[cfg(unix)]
         let made = {
             let blob = Path::new("../../blobs").join(&remote.etag);
@@ -161,11 +179,8 @@ impl Cache {
             return Ok(());
         }
         let path = self.root.join("refs").join(revision);
-        let temporary = self.root.join(format!(".ref.{}", std::process::id()));
-        path.parent()
-            .map_or(Ok(()), fs::create_dir_all)
-            .and_then(|()| fs::write(&temporary, commit))
-            .and_then(|()| fs::rename(&temporary, &path))
-            .map_err(|e| Error::io("write", &path, e))
+        let dir = path.parent().unwrap_or(&self.root);
+        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        json::write(&path, commit)
     }
 }

@@ -6,7 +6,7 @@ use hf_hub::{HFError, HFResult};
 use std::time::Duration;
 
 /// Attempts at one request before giving up.
-const ATTEMPTS: u32 = 6;
+pub(super) const ATTEMPTS: u32 = 6;
 /// Wait before the second attempt; doubles with each further one, 7.75 seconds in all.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
@@ -14,6 +14,7 @@ const FIRST_WAIT: Duration = Duration::from_millis(250);
 pub(super) struct Patience<'a> {
     context: &'a Context<'a>,
     file: Option<&'a str>,
+    attempts: u32,
     failures: u32,
 }
 
@@ -21,7 +22,7 @@ impl Patience<'_> {
     /// Waits, longer each time, or gives up.
     pub(super) fn after(&mut self, error: HFError) -> Result<(), Failure> {
         self.failures += 1;
-        if self.failures == ATTEMPTS || !is_transient(&error) {
+        if self.failures == self.attempts || !is_transient(&error) {
             return Err(self.context.describe(self.file, error));
         }
         tracing::debug!(failures = self.failures, file = self.file, "retrying after {error}");
@@ -55,7 +56,8 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    /// Whether the server could not be reached or did not work, so that the cache is as good an answer as any.
+    /// Whether the server could not be reached or did not work, so that the cache is as good an
+    /// answer as any.
     pub(super) fn is_unreachable(&self) -> bool {
         is_transient(&self.source)
     }
@@ -82,9 +84,13 @@ impl<'a> Context<'a> {
         self.describe(file, source).into_error()
     }
 
-    /// Runs a request, again while the connection is to blame.
-    pub(super) fn retry<T>(&self, mut request: impl FnMut() -> HFResult<T>) -> Result<T, Failure> {
-        let mut patience = self.patience(None);
+    /// Runs a request up to `attempts` times while the connection is to blame.
+    pub(super) fn retry<T>(
+        &self,
+        attempts: u32,
+        mut request: impl FnMut() -> HFResult<T>,
+    ) -> Result<T, Failure> {
+        let mut patience = Patience { attempts, ..self.patience(None) };
         loop {
             match request() {
                 Ok(value) => return Ok(value),
@@ -95,7 +101,7 @@ impl<'a> Context<'a> {
 
     /// Patience with requests about `file`.
     pub(super) fn patience(&self, file: Option<&'a str>) -> Patience<'_> {
-        Patience { context: self, file, failures: 0 }
+        Patience { context: self, file, attempts: ATTEMPTS, failures: 0 }
     }
 
     fn describe(&self, file: Option<&str>, source: HFError) -> Failure {
@@ -128,8 +134,8 @@ impl<'a> Context<'a> {
 /// Whether the connection or the server's load is to blame rather than the request.
 fn is_transient(error: &HFError) -> bool {
     match error {
-        // Nothing in a request depends on the caller beyond its URL, so whatever fails before or within a
-        // response is the network's fault.
+        // Nothing in a request depends on the caller beyond its URL, so whatever fails before or
+        // within a response is the network's fault.
         HFError::Request { .. } | HFError::RateLimited { .. } | HFError::Xet { .. } => true,
         _ => matches!(status(error), Some(408 | 429 | 500..)),
     }

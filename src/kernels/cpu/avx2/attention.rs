@@ -62,16 +62,19 @@ pub(in super::super) fn attention_page(
 #[target_feature(enable = "avx2,fma,f16c")]
 fn scores(weights: &mut [f32], q: &[f32], k: &[f32], visible: Range<usize>, scale: f32) -> f32 {
     let head_dim = q.len();
+    assert_eq!(k.len(), PAGE_TOKENS * head_dim, "k");
     let mut max = f32::NEG_INFINITY;
     for (i, weights) in groups(weights, &visible) {
         let mut acc = [_mm256_setzero_ps(); 8];
-        for (d, q) in q.as_chunks::<8>().0.iter().enumerate() {
-            // SAFETY: 8 floats.
-            let q = unsafe { _mm256_loadu_ps(q.as_ptr()) };
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let k = &k[(8 * i + r) * head_dim + 8 * d..][..8];
-                // SAFETY: 8 floats.
-                *acc = _mm256_fmadd_ps(q, unsafe { _mm256_loadu_ps(k.as_ptr()) }, *acc);
+        for d in (0..head_dim).step_by(8) {
+            // SAFETY: 8 floats from d on, within the query and within keys 8·i to 8·i + 7 of the
+            // 64 that `k` is asserted to hold.
+            unsafe {
+                let q = _mm256_loadu_ps(q.as_ptr().add(d));
+                let k = k.as_ptr().add(8 * i * head_dim + d);
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm256_fmadd_ps(q, _mm256_loadu_ps(k.add(r * head_dim)), *acc);
+                }
             }
         }
         // SAFETY: 8 floats.

@@ -5,7 +5,7 @@
 //! many inputs share a call.
 
 use super::vector::{load_bf16, load_part, sum};
-use crate::kernels::cpu::parallel::Columns;
+use crate::kernels::cpu::shares::Columns;
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -13,14 +13,14 @@ use std::ops::Range;
 /// Inputs of a dense layer that one pass over a task's weights serves; they stay in the L2 cache.
 const TOKENS: usize = 32;
 
-/// Weight rows as a tile reads them, in vectors of 8.
+/// Weight rows as a tile reads them, in vectors of 8: 4 to a block of 32.
 pub(super) trait WeightRows: Copy {
-    /// Vector `i` of row `row`.
+    /// Vector I of the 4 of block `block` of 32 elements of row `row`.
     ///
     /// # Safety
     ///
-    /// Needs the tier's instructions; the vector lies within the row, the row within the weights.
-    unsafe fn load(self, row: usize, i: usize) -> __m256;
+    /// Needs the tier's instructions; the block lies within the row, the row within the weights.
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256;
 
     /// The first `lanes` of a vector that the end of the row cuts off, zero elsewhere.
     ///
@@ -40,9 +40,9 @@ struct Bf16Rows {
 impl WeightRows for Bf16Rows {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(self, row: usize, i: usize) -> __m256 {
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
         // SAFETY: the caller's.
-        unsafe { load_bf16(self.start.add(row * self.cols + i * 8)) }
+        unsafe { load_bf16(self.start.add(row * self.cols + block * 32 + I * 8)) }
     }
 
     #[inline]
@@ -56,6 +56,39 @@ impl WeightRows for Bf16Rows {
             load_bf16(part.as_ptr())
         }
     }
+}
+
+/// Adds vector I of block `block` to the partial sums of a tile. I is known to the compiler, because it
+/// decides how an MXFP4 block is decoded.
+///
+/// # Safety
+///
+/// As [`tile`], for a block within the rows.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+#[allow(clippy::needless_range_loop)] // indices say which of the tile
+unsafe fn vector<W: WeightRows, const R: usize, const N: usize, const I: usize>(
+    mut acc: [[__m256; N]; R],
+    w: W,
+    row: usize,
+    x: *const f32,
+    cols: usize,
+    block: usize,
+) -> [[__m256; N]; R] {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut inputs = [_mm256_setzero_ps(); N];
+        for n in 0..N {
+            inputs[n] = _mm256_loadu_ps(x.add(n * cols + block * 32 + I * 8));
+        }
+        for r in 0..R {
+            let w = w.load::<I>(row + r, block);
+            for n in 0..N {
+                acc[r][n] = _mm256_fmadd_ps(w, inputs[n], acc[r][n]);
+            }
+        }
+    }
+    acc
 }
 
 /// R weight rows from `row` on times N inputs from `x` on.
@@ -75,20 +108,11 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     let mut acc = [[_mm256_setzero_ps(); N]; R];
     // SAFETY: the caller's rows and inputs; vectors lie within them, parts are cut off.
     unsafe {
-        // Four vectors a turn: an MXFP4 block.
         for block in 0..cols / 32 {
-            for i in [4 * block, 4 * block + 1, 4 * block + 2, 4 * block + 3] {
-                let mut inputs = [_mm256_setzero_ps(); N];
-                for n in 0..N {
-                    inputs[n] = _mm256_loadu_ps(x.add(n * cols + i * 8));
-                }
-                for r in 0..R {
-                    let w = w.load(row + r, i);
-                    for n in 0..N {
-                        acc[r][n] = _mm256_fmadd_ps(w, inputs[n], acc[r][n]);
-                    }
-                }
-            }
+            acc = vector::<W, R, N, 0>(acc, w, row, x, cols, block);
+            acc = vector::<W, R, N, 1>(acc, w, row, x, cols, block);
+            acc = vector::<W, R, N, 2>(acc, w, row, x, cols, block);
+            acc = vector::<W, R, N, 3>(acc, w, row, x, cols, block);
         }
         for i in cols / 32 * 4..cols.div_ceil(8) {
             let lanes = (cols - i * 8).min(8);
@@ -112,6 +136,7 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
 
 /// Writes the sums of a tile to the rows of `out` from `t` on, at `column`.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices say which of the tile
 fn store<const R: usize, const N: usize>(
     out: &mut Columns<'_, f32>,
     t: usize,
@@ -177,12 +202,6 @@ pub(super) unsafe fn product<W: WeightRows>(
     let (rows, mut row) = (out.width(), 0);
     // SAFETY: the caller's rows; `row` stays below their number.
     unsafe {
-        // One input alone leaves room for more rows, which hide the latency of the sums.
-        while t.len() == 1 && row + 8 <= rows {
-            let x = x[t.start * cols..t.end * cols].as_ptr();
-            store(out, t.start, row, tile::<W, 8, 1>(w, row, x, cols), bias);
-            row += 8;
-        }
         while row + 4 <= rows {
             tiles::<W, 4>(out, row, w, row, x, t.clone(), bias, cols);
             row += 4;

@@ -2,9 +2,10 @@
 
 use super::matmul::{WeightRows, product, tiles};
 use super::vector::{exp, load_bf16};
-use crate::kernels::cpu::parallel::Columns;
-use crate::kernels::cpu::{Mxfp4Rows, SCRATCH_ROWS, scalar};
-use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams, e8m0};
+use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
+use crate::kernels::cpu::shares::Columns;
+use crate::kernels::cpu::{SCRATCH_ROWS, scalar};
+use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -12,33 +13,33 @@ use std::ops::Range;
 /// Up to this many inputs decode weights in registers; more pay for decoding them to memory once.
 const FUSED: usize = 3;
 
-/// MXFP4 rows, decoded as they are read: of block i, vectors 4i and 4i + 1 hold the low nibbles (its
-/// even features), vectors 4i + 2 and 4i + 3 the high ones.
+/// MXFP4 rows, decoded as they are read: vectors 0 and 1 of a block hold its low nibbles (the even
+/// features), vectors 2 and 3 the high ones.
 #[derive(Clone, Copy)]
 struct Packed {
     blocks: *const u8,
     scales: *const u8,
-    cols: usize,
+    /// Blocks of one row.
+    row_blocks: usize,
 }
 
 impl WeightRows for Packed {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(self, row: usize, i: usize) -> __m256 {
-        let block = row * self.cols / MXFP4_BLOCK + i / 4;
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
+        let block = row * self.row_blocks + block;
         // SAFETY: the caller's: the block exists, and each half of it has 8 bytes.
         let (bytes, scale) = unsafe {
-            let bytes = _mm_loadl_epi64(self.blocks.add(block * 16 + i % 2 * 8).cast());
+            let bytes = _mm_loadl_epi64(self.blocks.add(block * 16 + I % 2 * 8).cast());
             (_mm256_cvtepu8_epi32(bytes), *self.scales.add(block))
         };
-        decode(bytes, i % 4 >= 2, e8m0(scale))
+        decode(bytes, I >= 2, SCALES[usize::from(scale)])
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_part(self, row: usize, i: usize, _: usize) -> __m256 {
-        // SAFETY: the caller's; rows are whole blocks, so no vector is cut off.
-        unsafe { self.load(row, i) }
+    unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
+        unreachable!("rows are whole blocks, so no vector is cut off")
     }
 }
 
@@ -66,16 +67,15 @@ struct Decoded {
 impl WeightRows for Decoded {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load(self, row: usize, i: usize) -> __m256 {
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
         // SAFETY: the caller's.
-        unsafe { _mm256_loadu_ps(self.start.add(row * self.cols + i * 8)) }
+        unsafe { _mm256_loadu_ps(self.start.add(row * self.cols + block * 32 + I * 8)) }
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_part(self, row: usize, i: usize, _: usize) -> __m256 {
-        // SAFETY: the caller's; no vector is cut off.
-        unsafe { self.load(row, i) }
+    unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
+        unreachable!("rows are whole blocks, so no vector is cut off")
     }
 }
 
@@ -90,8 +90,8 @@ pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u
                 let bytes = _mm_loadl_epi64(block.as_ptr().add(8 * half).cast());
                 let bytes = _mm256_cvtepu8_epi32(bytes);
                 let out = out.as_mut_ptr().add(8 * half);
-                _mm256_storeu_ps(out, decode(bytes, false, e8m0(scale)));
-                _mm256_storeu_ps(out.add(16), decode(bytes, true, e8m0(scale)));
+                _mm256_storeu_ps(out, decode(bytes, false, SCALES[usize::from(scale)]));
+                _mm256_storeu_ps(out.add(16), decode(bytes, true, SCALES[usize::from(scale)]));
             }
         }
     }
@@ -109,7 +109,11 @@ pub(in super::super) fn mxfp4_matmul(
     if inputs.len() <= FUSED {
         assert_eq!(w.blocks.len(), rows * cols / 2, "blocks");
         assert_eq!(w.scales.len(), rows * cols / MXFP4_BLOCK, "scales");
-        let w = Packed { blocks: w.blocks.as_ptr(), scales: w.scales.as_ptr(), cols };
+        let w = Packed {
+            blocks: w.blocks.as_ptr(),
+            scales: w.scales.as_ptr(),
+            row_blocks: cols / MXFP4_BLOCK,
+        };
         // SAFETY: a row for each column, asserted above.
         return unsafe { product(out, w, x, inputs, None, cols) };
     }

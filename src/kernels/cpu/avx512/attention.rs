@@ -67,6 +67,7 @@ pub(in super::super) fn attention_page(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 fn scores(weights: &mut [f32], q: &[f32], k: &[f32], visible: Range<usize>, scale: f32) -> f32 {
     let head_dim = q.len();
+    assert_eq!(k.len(), PAGE_TOKENS * head_dim, "k");
     let mut max = _mm512_set1_ps(f32::NEG_INFINITY);
     for (i, weights) in weights.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let mask = lanes(&visible, i);
@@ -74,13 +75,15 @@ fn scores(weights: &mut [f32], q: &[f32], k: &[f32], visible: Range<usize>, scal
             continue;
         }
         let mut acc = [_mm512_setzero_ps(); 16];
-        for (d, q) in q.as_chunks::<16>().0.iter().enumerate() {
-            // SAFETY: 16 floats.
-            let q = unsafe { _mm512_loadu_ps(q.as_ptr()) };
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let k = &k[(16 * i + r) * head_dim + 16 * d..][..16];
-                // SAFETY: 16 floats.
-                *acc = _mm512_fmadd_ps(q, unsafe { _mm512_loadu_ps(k.as_ptr()) }, *acc);
+        for d in (0..head_dim).step_by(16) {
+            // SAFETY: 16 floats from d on, within the query and within keys 16·i to 16·i + 15 of the
+            // 64 that `k` is asserted to hold.
+            unsafe {
+                let q = _mm512_loadu_ps(q.as_ptr().add(d));
+                let k = k.as_ptr().add(16 * i * head_dim + d);
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm512_fmadd_ps(q, _mm512_loadu_ps(k.add(r * head_dim)), *acc);
+                }
             }
         }
         let score = _mm512_mul_ps(sums(&acc), _mm512_set1_ps(scale));

@@ -5,7 +5,7 @@
 //! many inputs share a call.
 
 use super::vector::{first, load_bf16, load_bf16_part, sum};
-use crate::kernels::cpu::parallel::Columns;
+use crate::kernels::cpu::shares::Columns;
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -13,14 +13,14 @@ use std::ops::Range;
 /// Inputs of a dense layer that one pass over a task's weights serves; they stay in the L2 cache.
 const TOKENS: usize = 32;
 
-/// Weight rows as a tile reads them, in vectors of 16.
+/// Weight rows as a tile reads them, in vectors of 16: 2 to a block of 32.
 pub(super) trait WeightRows: Copy {
-    /// Vector `i` of row `row`.
+    /// Vector I of the 2 of block `block` of 32 elements of row `row`.
     ///
     /// # Safety
     ///
-    /// Needs the tier's instructions; the vector lies within the row, the row within the weights.
-    unsafe fn load(self, row: usize, i: usize) -> __m512;
+    /// Needs the tier's instructions; the block lies within the row, the row within the weights.
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m512;
 
     /// The lanes `mask` of a vector that the end of the row cuts off.
     ///
@@ -40,9 +40,9 @@ struct Bf16Rows {
 impl WeightRows for Bf16Rows {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn load(self, row: usize, i: usize) -> __m512 {
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m512 {
         // SAFETY: the caller's.
-        unsafe { load_bf16(self.start.add(row * self.cols + i * 16)) }
+        unsafe { load_bf16(self.start.add(row * self.cols + block * 32 + I * 16)) }
     }
 
     #[inline]
@@ -51,6 +51,39 @@ impl WeightRows for Bf16Rows {
         // SAFETY: the caller's.
         unsafe { load_bf16_part(self.start.add(row * self.cols + i * 16), mask) }
     }
+}
+
+/// Adds vector I of block `block` to the partial sums of a tile. I is known to the compiler, because it
+/// decides how an MXFP4 block is decoded.
+///
+/// # Safety
+///
+/// As [`tile`], for a block within the rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+#[allow(clippy::needless_range_loop)] // indices say which of the tile
+unsafe fn vector<W: WeightRows, const R: usize, const N: usize, const I: usize>(
+    mut acc: [[__m512; N]; R],
+    w: W,
+    row: usize,
+    x: *const f32,
+    cols: usize,
+    block: usize,
+) -> [[__m512; N]; R] {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut inputs = [_mm512_setzero_ps(); N];
+        for n in 0..N {
+            inputs[n] = _mm512_loadu_ps(x.add(n * cols + block * 32 + I * 16));
+        }
+        for r in 0..R {
+            let w = w.load::<I>(row + r, block);
+            for n in 0..N {
+                acc[r][n] = _mm512_fmadd_ps(w, inputs[n], acc[r][n]);
+            }
+        }
+    }
+    acc
 }
 
 /// R weight rows from `row` on times N inputs from `x` on.
@@ -70,20 +103,9 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     let mut acc = [[_mm512_setzero_ps(); N]; R];
     // SAFETY: the caller's rows and inputs; vectors lie within them, parts are masked.
     unsafe {
-        // Two vectors a turn: the two halves of an MXFP4 block.
-        for pair in 0..cols / 32 {
-            for i in [2 * pair, 2 * pair + 1] {
-                let mut inputs = [_mm512_setzero_ps(); N];
-                for n in 0..N {
-                    inputs[n] = _mm512_loadu_ps(x.add(n * cols + i * 16));
-                }
-                for r in 0..R {
-                    let w = w.load(row + r, i);
-                    for n in 0..N {
-                        acc[r][n] = _mm512_fmadd_ps(w, inputs[n], acc[r][n]);
-                    }
-                }
-            }
+        for block in 0..cols / 32 {
+            acc = vector::<W, R, N, 0>(acc, w, row, x, cols, block);
+            acc = vector::<W, R, N, 1>(acc, w, row, x, cols, block);
         }
         for i in cols / 32 * 2..cols.div_ceil(16) {
             let mask = first(cols - i * 16);
@@ -107,6 +129,7 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
 
 /// Writes the sums of a tile to the rows of `out` from `t` on, at `column`.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // indices say which of the tile
 fn store<const R: usize, const N: usize>(
     out: &mut Columns<'_, f32>,
     t: usize,
@@ -175,12 +198,6 @@ pub(super) unsafe fn product<W: WeightRows>(
     let (rows, mut row) = (out.width(), 0);
     // SAFETY: the caller's rows; `row` stays below their number.
     unsafe {
-        // One input alone leaves room for more rows, which hide the latency of the sums.
-        while t.len() == 1 && row + 8 <= rows {
-            let x = x[t.start * cols..t.end * cols].as_ptr();
-            store(out, t.start, row, tile::<W, 8, 1>(w, row, x, cols), bias);
-            row += 8;
-        }
         while row + 4 <= rows {
             tiles::<W, 4>(out, row, w, row, x, t.clone(), bias, cols);
             row += 4;

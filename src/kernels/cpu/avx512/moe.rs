@@ -2,9 +2,10 @@
 
 use super::matmul::{WeightRows, product, tiles};
 use super::vector::{exp, first, load_bf16, load_bf16_part};
-use crate::kernels::cpu::parallel::Columns;
-use crate::kernels::cpu::{Mxfp4Rows, SCRATCH_ROWS, scalar};
-use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams, e8m0};
+use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
+use crate::kernels::cpu::shares::Columns;
+use crate::kernels::cpu::{SCRATCH_ROWS, scalar};
+use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -12,46 +13,56 @@ use std::ops::Range;
 /// Up to this many inputs decode weights in registers; more pay for decoding them to memory once.
 const FUSED: usize = 6;
 
-/// MXFP4 rows, decoded as they are read: vector 2i holds the low nibbles of block i (its even
-/// features), vector 2i + 1 the high ones.
+/// MXFP4 rows, decoded as they are read: vector 0 of a block holds its low nibbles (the even
+/// features), vector 1 the high ones.
 #[derive(Clone, Copy)]
 struct Packed {
     blocks: *const u8,
     scales: *const u8,
-    cols: usize,
+    /// Blocks of one row.
+    row_blocks: usize,
+    four: __m512i,
 }
 
 impl WeightRows for Packed {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn load(self, row: usize, i: usize) -> __m512 {
-        let block = row * self.cols / MXFP4_BLOCK + i / 2;
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m512 {
+        let block = row * self.row_blocks + block;
         // SAFETY: the caller's: the block exists.
         let (bytes, scale) = unsafe {
             let bytes = _mm_loadu_si128(self.blocks.add(block * 16).cast());
             (_mm512_cvtepu8_epi32(bytes), *self.scales.add(block))
         };
-        decode(bytes, i % 2 == 1, e8m0(scale))
+        decode(
+            if I == 1 { _mm512_srlv_epi32(bytes, self.four) } else { bytes },
+            SCALES[usize::from(scale)],
+        )
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn load_part(self, row: usize, i: usize, _: __mmask16) -> __m512 {
-        // SAFETY: the caller's; rows are whole blocks, so no vector is cut off.
-        unsafe { self.load(row, i) }
+    unsafe fn load_part(self, _: usize, _: usize, _: __mmask16) -> __m512 {
+        unreachable!("rows are whole blocks, so no vector is cut off")
     }
 }
 
-/// The low or high nibbles of 16 bytes. A permutation by the low four bits of each lane is a look-up in
-/// the sixteen code points, already multiplied by the scale.
+/// A count of four that the compiler cannot see through: a shift by a constant it replaces by three
+/// instructions on bytes, in the innermost loop.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-fn decode(bytes: __m512i, high: bool, scale: f32) -> __m512 {
+fn four() -> __m512i {
+    _mm512_set1_epi32(std::hint::black_box(4))
+}
+
+/// The code points named by the low four bits of each lane, times the scale: a permutation by these
+/// bits is a look-up in the sixteen products.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn decode(index: __m512i, scale: f32) -> __m512 {
     // SAFETY: sixteen floats.
     let codes = unsafe { _mm512_loadu_ps(FP4.as_ptr()) };
-    let codes = _mm512_mul_ps(codes, _mm512_set1_ps(scale));
-    let index = if high { _mm512_srli_epi32::<4>(bytes) } else { bytes };
-    _mm512_permutexvar_ps(index, codes)
+    _mm512_permutexvar_ps(index, _mm512_mul_ps(codes, _mm512_set1_ps(scale)))
 }
 
 /// Rows of f32, a multiple of 16 elements each.
@@ -64,29 +75,32 @@ struct Decoded {
 impl WeightRows for Decoded {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn load(self, row: usize, i: usize) -> __m512 {
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m512 {
         // SAFETY: the caller's.
-        unsafe { _mm512_loadu_ps(self.start.add(row * self.cols + i * 16)) }
+        unsafe { _mm512_loadu_ps(self.start.add(row * self.cols + block * 32 + I * 16)) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn load_part(self, row: usize, i: usize, _: __mmask16) -> __m512 {
-        // SAFETY: the caller's; no vector is cut off.
-        unsafe { self.load(row, i) }
+    unsafe fn load_part(self, _: usize, _: usize, _: __mmask16) -> __m512 {
+        unreachable!("rows are whole blocks, so no vector is cut off")
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u8]) {
+    let four = four();
     let (outs, _) = out.as_chunks_mut::<MXFP4_BLOCK>();
     let (blocks, _) = blocks.as_chunks::<16>();
     for ((out, block), &scale) in outs.iter_mut().zip(blocks).zip(scales) {
         // SAFETY: a block is 16 bytes and 32 elements.
         unsafe {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(block.as_ptr().cast()));
-            _mm512_storeu_ps(out.as_mut_ptr(), decode(bytes, false, e8m0(scale)));
-            _mm512_storeu_ps(out.as_mut_ptr().add(16), decode(bytes, true, e8m0(scale)));
+            _mm512_storeu_ps(out.as_mut_ptr(), decode(bytes, SCALES[usize::from(scale)]));
+            _mm512_storeu_ps(
+                out.as_mut_ptr().add(16),
+                decode(_mm512_srlv_epi32(bytes, four), SCALES[usize::from(scale)]),
+            );
         }
     }
 }
@@ -103,7 +117,12 @@ pub(in super::super) fn mxfp4_matmul(
     if inputs.len() <= FUSED {
         assert_eq!(w.blocks.len(), rows * cols / 2, "blocks");
         assert_eq!(w.scales.len(), rows * cols / MXFP4_BLOCK, "scales");
-        let w = Packed { blocks: w.blocks.as_ptr(), scales: w.scales.as_ptr(), cols };
+        let w = Packed {
+            blocks: w.blocks.as_ptr(),
+            scales: w.scales.as_ptr(),
+            row_blocks: cols / MXFP4_BLOCK,
+            four: four(),
+        };
         // SAFETY: a row for each column, asserted above.
         return unsafe { product(out, w, x, inputs, None, cols) };
     }

@@ -1,7 +1,7 @@
 //! Dense layers with bf16 weights.
 
 use super::{LANES, sum};
-use crate::kernels::cpu::parallel::Columns;
+use crate::kernels::cpu::shares::Columns;
 use half::bf16;
 
 /// `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]` for the rows o of `w` and all rows t of `x`.

@@ -1,9 +1,9 @@
 //! Routing and experts.
 
 use super::{dot, sigmoid};
-use crate::kernels::cpu::Mxfp4Rows;
-use crate::kernels::cpu::parallel::Columns;
-use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams, e8m0};
+use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
+use crate::kernels::cpu::shares::Columns;
+use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::ops::Range;
 
@@ -41,7 +41,7 @@ pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u
     for ((out, block), &scale) in
         out.chunks_exact_mut(MXFP4_BLOCK).zip(blocks.chunks_exact(16)).zip(scales)
     {
-        let scale = e8m0(scale);
+        let scale = SCALES[usize::from(scale)];
         let (low, high) = out.split_at_mut(MXFP4_BLOCK / 2);
         for ((low, high), byte) in low.iter_mut().zip(high).zip(block) {
             *low = FP4[usize::from(byte & 15)] * scale;
