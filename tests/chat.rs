@@ -302,6 +302,29 @@ fn a_session_goes_back_past_a_tool_loop() {
 }
 
 #[test]
+fn calls_of_a_conversation_have_different_ids() {
+    let model = speaking();
+    let mut several = 0;
+    for seed in 0..6 {
+        let mut session = model.session(opening(seed).max_tokens(30));
+        for turn in 0..9 {
+            session.request_mut().sampling = SamplingParams::default().seed(9 * seed + turn);
+            session.send("Go on").unwrap().finish().unwrap();
+        }
+        let mut ids = Vec::new();
+        for message in session.messages() {
+            if let Message::Assistant(answer) = message {
+                ids.extend(answer.tool_calls().map(|call| call.id.clone()));
+            }
+        }
+        several += usize::from(ids.len() > 1);
+        let expected: Vec<String> = (0..ids.len()).map(|n| format!("call_{n}")).collect();
+        assert_eq!(ids, expected, "seed {seed}");
+    }
+    assert!(several >= 2, "{several}");
+}
+
+#[test]
 fn a_changed_past_is_read_anew() {
     let model = tiny();
     let mut session = model.session(request(1));
