@@ -196,6 +196,8 @@ pub(super) fn layer(config: &ModelConfig, layout: Layout, layer: usize) -> Vec<R
     matrix("self_attn.v_proj.weight", &[kv, h], fan_in(h));
     matrix("self_attn.o_proj.weight", &[h, q], fan_in(q));
     matrix("mlp.router.weight", &[e, h], 2.0 / (h as f32).sqrt());
+    matrix("mlp.experts.gate_up_proj_bias", &[e, 2 * i], 0.1);
+    matrix("mlp.experts.down_proj_bias", &[e, h], 0.1);
     let mut vector = |rest: &str, shape: &[usize], mean, std| {
         list.push(required(name(rest), shape, Stored::Vector, mean, std));
     };
@@ -207,8 +209,6 @@ pub(super) fn layer(config: &ModelConfig, layout: Layout, layer: usize) -> Vec<R
     vector("self_attn.o_proj.bias", &[h], 0.0, 0.1);
     vector("self_attn.sinks", &[config.num_attention_heads], 0.0, 1.0);
     vector("mlp.router.bias", &[e], 0.0, 0.1);
-    vector("mlp.experts.gate_up_proj_bias", &[e, 2 * i], 0.0, 0.1);
-    vector("mlp.experts.down_proj_bias", &[e, h], 0.0, 0.1);
     for (projection, rows, cols) in [("gate_up_proj", 2 * i, h), ("down_proj", h, i)] {
         let name = |end: &str| name(&format!("mlp.experts.{projection}{end}"));
         let std = fan_in(cols);
