@@ -1,10 +1,10 @@
 //! The whole pipeline, from a checkpoint directory to events, on two small models: one of random
 //! weights, whose answers depend on all that was said before, and one that speaks harmony.
 
-#[allow(dead_code, unreachable_pub)]
+#[allow(unreachable_pub)]
 #[path = "common/bigram.rs"]
 mod bigram;
-#[allow(dead_code, unreachable_pub)]
+#[allow(unreachable_pub)]
 #[path = "common/checkpoint.rs"]
 mod checkpoint;
 
@@ -13,7 +13,9 @@ use gpt_oss_puzzle::chat::{
     ChatEvent, ChatRequest, ChatResponse, ChatSession, ChatStream, Model, ModelBuilder,
 };
 use gpt_oss_puzzle::generation::{FinishReason, GenerateOptions, SamplingParams};
-use gpt_oss_puzzle::harmony::{BuiltinTool, Effort, Item, Message, Tool, ToolCall, ToolKind};
+use gpt_oss_puzzle::harmony::{
+    AssistantMessage, BuiltinTool, Effort, Item, Message, Tool, ToolCall, ToolKind,
+};
 use gpt_oss_puzzle::weights::{tiny_config, write_tiny_checkpoint};
 use gpt_oss_puzzle::{Error, ErrorKind};
 use std::path::Path;
@@ -282,11 +284,9 @@ fn a_session_goes_back_past_a_tool_loop() {
     let mut session = model.session(request);
     let first = session.respond().unwrap().finish().unwrap();
     let call = ToolCall::function("call_0", "weather", r#"{"city":"Bonn"}"#);
-    let mut assistant = gpt_oss_puzzle::harmony::AssistantMessage::default();
-    assistant.items =
-        vec![Item::reasoning("I should look. ".repeat(30)), Item::ToolCall(call.clone())];
+    let items = vec![Item::reasoning("I should look. ".repeat(30)), Item::ToolCall(call.clone())];
     session.request_mut().messages.truncate(2);
-    session.push(assistant);
+    session.push(AssistantMessage { items });
     session.push(Message::tool(&call, "rain"));
     let second = session.respond().unwrap().finish().unwrap();
     assert!(second.usage.cached_tokens >= first.usage.prompt_tokens);
