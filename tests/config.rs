@@ -161,6 +161,15 @@ fn one_config_in_every_spelling() {
     let default = json!({ "rope_type": "default", "rope_theta": 150000.0 });
     mlx["rope_parameters"] = default;
     assert_eq!(parse(&mlx), expected, "a default beside the real one says nothing");
+    // transformers 4 saves the type of the scaling under both its names.
+    for old in [json!({ "type": "yarn" }), json!({ "type": "yarn", "rope_type": null })] {
+        let both = json!({ "rope_scaling": with(yarn.clone(), old) });
+        assert_eq!(parse(&with(puzzle(), both)), expected);
+    }
+    // openai's names beside Hugging Face's.
+    let twice = json!({ "num_experts": 32, "rope_scaling_factor": 32.0, "rope_ntk_alpha": 1.0,
+        "rope_ntk_beta": 32.0 });
+    assert_eq!(parse(&with(openai(), twice)), parse(&openai()));
     // Twice the same is no contradiction.
     assert_eq!(parse(&with(puzzle(), json!({ "rope_parameters": inner }))), expected);
     // block_configs without layer_types, and the other way round.
@@ -267,11 +276,34 @@ fn contradictions_name_both_sides() {
             &["rope_theta is 150000", "rope_scaling.rope_theta is 10000"],
         ),
         (
+            edit(json!({
+                "rope_theta": null, "rope_scaling": yarn(json!({ "rope_theta": 10000 })),
+                "rope_parameters": { "rope_type": "default", "rope_theta": 20000 }
+            })),
+            &["rope_scaling.rope_theta is 10000", "rope_parameters.rope_theta is 20000"],
+        ),
+        (
             edit(json!({ "initial_context_length": 8192 })),
             &[
                 "rope_scaling.original_max_position_embeddings is 4096",
                 "initial_context_length is 8192",
             ],
+        ),
+        (
+            edit(json!({ "rope_scaling": yarn(json!({ "type": "linear" })) })),
+            &["rope_scaling.rope_type is \"yarn\"", "rope_scaling.type is \"linear\""],
+        ),
+        (
+            edit(json!({ "rope_scaling_factor": 56.0 })),
+            &["rope_scaling.factor is 32", "rope_scaling_factor is 56"],
+        ),
+        (
+            edit(json!({ "rope_ntk_beta": 16 })),
+            &["rope_scaling.beta_fast is 32", "rope_ntk_beta is 16"],
+        ),
+        (
+            edit(json!({ "num_experts": 128 })),
+            &["num_local_experts is 32", "num_experts is 128"],
         ),
         (
             edit(json!({ "rope_scaling": yarn(json!({ "beta_fast": 1.0 })) })),

@@ -15,8 +15,8 @@ pub(super) struct Raw {
     num_attention_heads: Option<usize>,
     num_key_value_heads: Option<usize>,
     num_hidden_layers: Option<usize>,
-    #[serde(alias = "num_experts")]
     num_local_experts: Option<usize>,
+    num_experts: Option<usize>,
     num_experts_per_tok: Option<usize>,
     experts_per_token: Option<usize>,
     sliding_window: Option<usize>,
@@ -50,8 +50,10 @@ struct RawBlock {
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 struct RawRope {
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// transformers 4 writes it beside `rope_type` or instead of it.
+    #[serde(rename = "type")]
+    old_type: Option<String>,
     rope_theta: Option<f64>,
     factor: Option<f64>,
     original_max_position_embeddings: Option<usize>,
@@ -226,8 +228,12 @@ impl Raw {
             // transformers' and openai's rule where the file is silent.
             None => layer.is_multiple_of(2),
         };
+        let num_local_experts = agree(
+            (self.num_local_experts, "num_local_experts"),
+            (self.num_experts, "num_experts"),
+        )?;
         let Some(blocks) = &self.block_configs else {
-            let num_local_experts = required(self.num_local_experts, "num_local_experts")?;
+            let num_local_experts = required(num_local_experts, "num_local_experts")?;
             let window = match self.sliding_window {
                 None if (0..count).any(sliding) => {
                     return Err(Error::config("sliding_window is missing"));
@@ -248,7 +254,7 @@ impl Raw {
         }
         let block = |(layer, raw): (usize, &RawBlock)| {
             let name = || format!("block_configs[{layer}].num_local_experts");
-            let experts = raw.num_local_experts.or(self.num_local_experts);
+            let experts = raw.num_local_experts.or(num_local_experts);
             if raw.attention.is_some() || raw.ffn.is_some() {
                 return Err(Error::config(format!(
                     "block_configs[{layer}] has attention and ffn, expected num_local_experts and \
@@ -273,10 +279,18 @@ impl Raw {
     }
 
     fn rope(&self, original: bool) -> Result<RopeConfig> {
+        let one_type = |rope: &Option<RawRope>, name: &'static str| {
+            let Some(rope) = rope.clone() else { return Ok((None, name)) };
+            let rope_type = agree(
+                (rope.rope_type, &format!("{name}.rope_type")),
+                (rope.old_type, &format!("{name}.type")),
+            )?;
+            Ok::<_, Error>((Some(RawRope { rope_type, old_type: None, ..rope }), name))
+        };
         let spellings = [
-            (&self.rope_scaling, "rope_scaling"),
-            (&self.rope_parameters, "rope_parameters"),
-            (&self.yarn_rope_scaling, "yarn_rope_scaling"),
+            one_type(&self.rope_scaling, "rope_scaling")?,
+            one_type(&self.rope_parameters, "rope_parameters")?,
+            one_type(&self.yarn_rope_scaling, "yarn_rope_scaling")?,
         ];
         // transformers 5 also writes a rope_parameters of type "default" beside a real scaling.
         let stated = |r: &RawRope| match r.rope_type.as_deref() {
@@ -285,7 +299,7 @@ impl Raw {
             None => r.factor.is_some(),
         };
         let mut scaling: Option<(&RawRope, &str)> = None;
-        for (rope, name) in spellings {
+        for (rope, name) in &spellings {
             let Some(rope) = rope.as_ref().filter(|r| stated(r)) else { continue };
             match scaling {
                 Some((first, first_name))
@@ -301,13 +315,14 @@ impl Raw {
             }
         }
         let mut theta = (self.rope_theta, "rope_theta".to_string());
-        for (rope, name) in spellings {
+        for (rope, name) in &spellings {
             if let Some(inner) = rope.as_ref().and_then(|r| r.rope_theta) {
                 let inner_name = format!("{name}.rope_theta");
-                theta.0 = agree((theta.0, &theta.1), (Some(inner), &inner_name))?;
+                agree((theta.0, &theta.1), (Some(inner), &inner_name))?;
+                theta = (Some(inner), inner_name);
             }
         }
-        let rope_theta = positive(required(theta.0, "rope_theta")?, "rope_theta")?;
+        let rope_theta = positive(required(theta.0, "rope_theta")?, &theta.1)?;
         if rope_theta <= 1.0 {
             return Err(Error::config(format!("rope_theta is {rope_theta}, expected more than 1")));
         }
@@ -317,8 +332,6 @@ impl Raw {
             None => {
                 own = RawRope {
                     factor: Some(self.rope_scaling_factor.unwrap_or(1.0)),
-                    beta_slow: self.rope_ntk_alpha,
-                    beta_fast: self.rope_ntk_beta,
                     truncate: original.then_some(false),
                     ..RawRope::default()
                 };
@@ -331,6 +344,7 @@ impl Raw {
         if rope.mscale.is_some() || rope.mscale_all_dim.is_some() {
             return Err(Error::config(format!("{name}.mscale is not supported for this family")));
         }
+        // openai's own names, also where they stand beside Hugging Face's.
         let context = agree(
             (
                 rope.original_max_position_embeddings,
@@ -338,8 +352,14 @@ impl Raw {
             ),
             (self.initial_context_length, "initial_context_length"),
         )?;
+        let field = |value, field: &str, other, other_name: &str| {
+            agree((value, &format!("{name}.{field}")), (other, other_name))
+        };
+        let factor = field(rope.factor, "factor", self.rope_scaling_factor, "rope_scaling_factor")?;
+        let beta_fast = field(rope.beta_fast, "beta_fast", self.rope_ntk_beta, "rope_ntk_beta")?;
+        let beta_slow = field(rope.beta_slow, "beta_slow", self.rope_ntk_alpha, "rope_ntk_alpha")?;
         let factor =
-            positive(required(rope.factor, &format!("{name}.factor"))?, &format!("{name}.factor"))?;
+            positive(required(factor, &format!("{name}.factor"))?, &format!("{name}.factor"))?;
         let context = match context {
             None if factor == 1.0 => self.max_position_embeddings,
             stated => stated,
@@ -352,8 +372,8 @@ impl Raw {
                 context,
                 &format!("{name}.original_max_position_embeddings"),
             )?,
-            beta_fast: positive(rope.beta_fast.unwrap_or(32.0), &format!("{name}.beta_fast"))?,
-            beta_slow: positive(rope.beta_slow.unwrap_or(1.0), &format!("{name}.beta_slow"))?,
+            beta_fast: positive(beta_fast.unwrap_or(32.0), &format!("{name}.beta_fast"))?,
+            beta_slow: positive(beta_slow.unwrap_or(1.0), &format!("{name}.beta_slow"))?,
             truncate: rope.truncate.unwrap_or(true),
             attention_factor: positive(attention_factor, &format!("{name}.attention_factor"))?,
         };
