@@ -188,3 +188,14 @@ fn a_page_given_back_is_refused() {
 fn a_page_outside_the_pool_is_refused() {
     with_page(4);
 }
+
+#[test]
+#[should_panic(expected = "overflows")]
+fn heads_whose_shape_wraps_around_are_refused() {
+    // A page of 2^64 elements and some, of which 4096 remain.
+    let kv_heads = (1 << 59) + 1;
+    let heads = HeadShape { q_heads: kv_heads, kv_heads, head_dim: 16 };
+    let mut pages = vec![0; 2 * PAGE_TOKENS * 16];
+    let (k, slots) = ([0.0; 16], [0]);
+    tiers()[0].kv_write(&mut pages, &k, &k, &slots, heads, KvFormat::F32);
+}

@@ -104,3 +104,12 @@ fn rope_is_bounded() {
         }
     }
 }
+
+/// Lengths that agree only because a product wraps around are refused: on a release build that is all
+/// that stands between these shapes and a read behind the weights.
+#[test]
+#[should_panic(expected = "an array of shape [9223372036854775809, 2] overflows")]
+fn a_shape_that_wraps_around_is_refused() {
+    let (mut out, w, x) = ([0.0; 2], [bf16::ZERO; 2], [0.0; 4]);
+    tiers()[0].matmul(&mut out, &w, &x, None, (1 << 63) + 1, 2);
+}

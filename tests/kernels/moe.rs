@@ -187,3 +187,12 @@ fn an_expert_out_of_range_is_refused() {
     let bias = [bf16::ZERO; 2];
     tiers()[0].moe_gate_up(&mut [0.0], w, &bias, shape, &[0.0; 32], &[1], 1, SWIGLU);
 }
+
+#[test]
+#[should_panic(expected = "an array of shape [9223372036854775809, 2, 32] overflows")]
+fn experts_whose_shape_wraps_around_are_refused() {
+    let shape = ExpertShape { experts: (1 << 63) + 1, rows: 2, cols: 32 };
+    let w = Experts::Mxfp4 { blocks: &[0; 32], scales: &[127; 2] };
+    let bias = [bf16::ZERO; 2];
+    tiers()[0].moe_gate_up(&mut [0.0], w, &bias, shape, &[0.0; 32], &[1 << 20], 1, SWIGLU);
+}

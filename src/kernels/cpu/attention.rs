@@ -7,7 +7,7 @@
 
 use super::pages::page_count;
 use super::shares::Shares;
-use super::{Cpu, scratch, words};
+use super::{Cpu, elements, scratch, words};
 use crate::kernels::{AttentionRows, HeadShape, KvFormat, NO_PAGE, PAGE_TOKENS};
 use std::ops::Range;
 
@@ -257,7 +257,7 @@ pub(super) fn attention(
     let t = rows.positions.len();
     assert_eq!(rows.sequences.len(), t, "sequences");
     assert_eq!(sinks.len(), heads.q_heads, "sinks");
-    assert_eq!(q.len(), t * heads.q_heads * heads.head_dim, "q");
+    assert_eq!(q.len(), elements([t, heads.q_heads, heads.head_dim]), "q");
     assert_eq!(out.len(), q.len(), "out");
     assert!(rows.window != Some(0), "a window sees at least its own position");
     let call = Call { cpu, q, pages, rows, heads, format, scale };

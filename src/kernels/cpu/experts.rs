@@ -3,7 +3,7 @@
 
 use super::mxfp4::Mxfp4Rows;
 use super::shares::{Columns, Shares};
-use super::{Cpu, SCRATCH_ROWS, scratch};
+use super::{Cpu, SCRATCH_ROWS, elements, scratch};
 use crate::kernels::{ExpertShape, Experts, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::ops::Range;
@@ -17,17 +17,17 @@ const TOKENS: usize = 32;
 /// Panics unless matrices, biases and indices agree with `shape` and `k`.
 pub(super) fn check(w: Experts, bias: &[bf16], shape: ExpertShape, indices: &[u32], k: usize) {
     let ExpertShape { experts, rows, cols } = shape;
-    let elements = experts * rows * cols;
+    let weights = elements([experts, rows, cols]);
     match w {
         Experts::Mxfp4 { blocks, scales } => {
             assert!(cols.is_multiple_of(MXFP4_BLOCK), "cols is {cols}, no multiple of 32");
-            assert_eq!(blocks.len(), elements / 2, "blocks");
-            assert_eq!(scales.len(), elements / MXFP4_BLOCK, "scales");
+            assert_eq!(blocks.len(), weights / 2, "blocks");
+            assert_eq!(scales.len(), weights / MXFP4_BLOCK, "scales");
         }
-        Experts::Bf16(w) => assert_eq!(w.len(), elements, "experts"),
+        Experts::Bf16(w) => assert_eq!(w.len(), weights, "experts"),
     }
     assert!(cols > 0 && rows > 0, "an expert of no rows or columns");
-    assert_eq!(bias.len(), experts * rows, "bias");
+    assert_eq!(bias.len(), elements([experts, rows]), "bias");
     assert!(k > 0 && indices.len().is_multiple_of(k), "indices");
     assert!(indices.iter().all(|&e| (e as usize) < experts), "expert not below {experts}");
 }

@@ -39,6 +39,17 @@ const SMALL: usize = 1 << 15;
 /// Decoded weight rows that a tier may keep in the scratch of `mxfp4_matmul`.
 const SCRATCH_ROWS: usize = 4;
 
+/// Elements of an array of shape `shape`. Lengths are compared with this instead of a product that may
+/// have wrapped around: the kernels rely on the comparison.
+///
+/// # Panics
+///
+/// When the number does not fit.
+fn elements<const N: usize>(shape: [usize; N]) -> usize {
+    let product = shape.into_iter().try_fold(1, usize::checked_mul);
+    product.unwrap_or_else(|| panic!("an array of shape {shape:?} overflows"))
+}
+
 /// The kernels of one tier on one thread pool.
 ///
 /// Calls may come from several threads at once. Every method panics when a length or an index
@@ -109,7 +120,7 @@ impl Cpu {
     /// When a token is not below V, or a length is not what the shapes say.
     pub fn embedding(&self, out: &mut [f32], table: &[bf16], tokens: &[u32], hidden: usize) {
         assert!(hidden > 0 && table.len().is_multiple_of(hidden), "table");
-        assert_eq!(out.len(), tokens.len() * hidden, "out");
+        assert_eq!(out.len(), elements([tokens.len(), hidden]), "out");
         let vocab = table.len() / hidden;
         assert!(tokens.iter().all(|&t| (t as usize) < vocab), "token not below {vocab}");
         let out = Shares::new(out);
@@ -162,8 +173,8 @@ impl Cpu {
     ) {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "x");
         let t = x.len() / cols;
-        assert_eq!(w.len(), rows * cols, "w");
-        assert_eq!(out.len(), t * rows, "out");
+        assert_eq!(w.len(), elements([rows, cols]), "w");
+        assert_eq!(out.len(), elements([t, rows]), "out");
         assert!(bias.is_none_or(|b| b.len() == rows), "bias");
         let out = Shares::new(out);
         self.split(rows, t * cols, 8, 64, |range| {
@@ -184,7 +195,7 @@ impl Cpu {
     ///
     /// When `head_dim` is odd or 0, or a length is not what the shapes say.
     pub fn rope(&self, x: &mut [f32], cos: &[f32], sin: &[f32], heads: usize, head_dim: usize) {
-        let (width, half) = (heads * head_dim, head_dim / 2);
+        let (width, half) = (elements([heads, head_dim]), head_dim / 2);
         assert!(half > 0 && head_dim.is_multiple_of(2) && width > 0, "head_dim");
         assert!(x.len().is_multiple_of(width), "x");
         let t = x.len() / width;
@@ -288,8 +299,8 @@ impl Cpu {
     ) {
         experts::check(w, bias, shape, indices, k);
         assert!(shape.rows.is_multiple_of(2), "rows of gate and up are {}", shape.rows);
-        assert_eq!(x.len(), indices.len() / k * shape.cols, "x");
-        assert_eq!(out.len(), indices.len() * shape.rows / 2, "out");
+        assert_eq!(x.len(), elements([indices.len() / k, shape.cols]), "x");
+        assert_eq!(out.len(), elements([indices.len(), shape.rows / 2]), "out");
         experts::gate_up(self, out, w, bias, shape, x, indices, k, swiglu);
     }
 
@@ -315,9 +326,9 @@ impl Cpu {
         k: usize,
     ) {
         experts::check(w, bias, shape, indices, k);
-        assert_eq!(a.len(), indices.len() * shape.cols, "a");
+        assert_eq!(a.len(), elements([indices.len(), shape.cols]), "a");
         assert_eq!(weights.len(), indices.len(), "weights");
-        assert_eq!(out.len(), indices.len() / k * shape.rows, "out");
+        assert_eq!(out.len(), elements([indices.len() / k, shape.rows]), "out");
         experts::down(self, out, w, bias, shape, a, indices, weights, k);
     }
 

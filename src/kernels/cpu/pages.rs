@@ -1,7 +1,7 @@
 //! The shape of the paged cache, and the writing of it.
 
 use super::shares::Shares;
-use super::{Cpu, words};
+use super::{Cpu, elements, words};
 use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS};
 
 /// Panics unless `heads` is a shape and `pages` a pool of such pages; returns how many.
@@ -9,7 +9,8 @@ pub(super) fn page_count(pages: &[u32], heads: HeadShape, format: KvFormat) -> u
     let HeadShape { q_heads, kv_heads, head_dim } = heads;
     assert!(kv_heads > 0 && q_heads > 0 && q_heads.is_multiple_of(kv_heads), "{heads:?}");
     assert!(head_dim > 0 && head_dim.is_multiple_of(16), "{heads:?}");
-    let page_words = heads.page_elements() * format.element_bytes() / 4;
+    let page = elements([2, kv_heads, PAGE_TOKENS, head_dim, format.element_bytes()]);
+    let page_words = page / 4;
     assert!(pages.len().is_multiple_of(page_words), "pages");
     pages.len() / page_words
 }
@@ -27,7 +28,8 @@ pub(super) fn kv_write(
     let count = page_count(pages, heads, format);
     let HeadShape { kv_heads, head_dim, .. } = heads;
     let width = kv_heads * head_dim;
-    assert_eq!((k.len(), v.len()), (slots.len() * width, slots.len() * width), "k, v");
+    let written = elements([slots.len(), width]);
+    assert_eq!((k.len(), v.len()), (written, written), "k, v");
     let end = (count * PAGE_TOKENS) as u64;
     assert!(slots.iter().all(|&slot| slot < end), "slot not below {end}");
     let row_words = head_dim * format.element_bytes() / 4;

@@ -45,7 +45,8 @@ impl<'a, T> Shares<'a, T> {
         rows: Range<usize>,
         columns: Range<usize>,
     ) -> Columns<'a, T> {
-        assert!(rows.start <= rows.end && rows.end * stride <= self.len, "rows out of range");
+        let end = rows.end.checked_mul(stride);
+        assert!(rows.start <= rows.end && end.is_some_and(|e| e <= self.len), "rows out of range");
         assert!(columns.start <= columns.end && columns.end <= stride, "columns out of range");
         // SAFETY: `rows.start · stride + columns.start ≤ rows.end · stride ≤ len` unless there are no
         // rows; then the pointer is not used, and wrapping_add never dereferences.
