@@ -80,22 +80,27 @@ impl KvCache {
     /// Reserves `config.pages` pages for a model of shape `model` on `device`.
     ///
     /// # Errors
-    /// `InvalidRequest` for no pages, for more than fit 32-bit page numbers or the address space, and
-    /// for FP8 without one finite positive scale pair per layer: the unit scales other engines fall
-    /// back to silently cost accuracy.
+    /// `InvalidRequest` for no pages, for more than 32-bit page numbers count or the system grants
+    /// addresses for, and for FP8 without one finite positive scale pair per layer: the unit scales
+    /// other engines fall back to silently cost accuracy.
     pub fn new(model: &ModelConfig, config: &KvCacheConfig, device: &Device) -> Result<KvCache> {
         let heads = head_shape(model);
         let formats = formats(model, config)?;
         let page_bytes = KvCache::page_bytes(model, config.dtype);
         let count = u32::try_from(config.pages).ok().filter(|n| (1..u32::MAX).contains(n));
-        let words =
-            config.pages.checked_mul(page_bytes / 4).filter(|n| *n <= isize::MAX as usize / 4);
-        let (Some(count), Some(_)) = (count, words) else {
-            return Err(Error::invalid_request(format!(
+        let words = config.pages.checked_mul(page_bytes / 4);
+        let refused = || {
+            Error::invalid_request(format!(
                 "a key-value cache of {} pages of {page_bytes} bytes cannot be addressed",
                 config.pages
-            )));
+            ))
         };
+        let (Some(count), Some(words)) = (count, words) else { return Err(refused()) };
+        // Asked for and given back first: inside the tensor a refusal would end the process. Seen by
+        // black_box, because an allocation that nobody looks at is optimised away.
+        let mut probe = Vec::<u32>::new();
+        probe.try_reserve_exact(words).map_err(|e| refused().with_source(e))?;
+        drop(std::hint::black_box(probe));
         Ok(KvCache(Arc::new(Pool {
             words: Tensor::zeros((config.pages, page_bytes / 4), DType::U32, device)?,
             formats,
@@ -119,7 +124,7 @@ impl KvCache {
             // Unaligned at both ends: one page more than the length alone would need.
             Some(window) => all.min(window.saturating_add(chunk).div_ceil(PAGE_TOKENS) + 1),
         };
-        model.block_configs.iter().map(layer).sum()
+        model.block_configs.iter().map(layer).fold(0, usize::saturating_add)
     }
 
     /// Bytes of one page.

@@ -326,6 +326,22 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_the_system_refuses_is_an_error() {
+        let model = ModelConfig::gpt_oss_20b();
+        // 2^31 pages of 256 KiB are more than 47 bits of addresses.
+        for pages in [0, 1 << 31, usize::MAX] {
+            let config = KvCacheConfig { dtype: KvDtype::F32, pages, scales: None };
+            let error = KvCache::new(&model, &config, &Device::Cpu).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+            assert_eq!(
+                error.to_string(),
+                format!("a key-value cache of {pages} pages of 262144 bytes cannot be addressed")
+            );
+        }
+        assert!(KvCache::pages_for(&model, usize::MAX, usize::MAX) > 1 << 32, "no wrap-around");
+    }
+
+    #[test]
     fn a_failed_step_gives_its_pages_back() {
         let model = ModelConfig::gpt_oss_20b();
         let cache = cache(&model, 1000);
