@@ -270,3 +270,34 @@ fn rows_nobody_asked_for_are_not_computed() {
     let all = fixture.feed(&mut fixture.cache(50).sequence(), &[1, 2, 3, 4, 5], 5);
     assert!(last == all[4..]);
 }
+
+#[test]
+fn threads_share_one_model_and_one_cache() {
+    let fixture = Fixture::new(KvDtype::Bf16, 2);
+    let past = tokens(90, 1);
+    let ending = |seed: usize| tokens(40, 20 + seed as u32);
+    let alone: Vec<_> = (0..4)
+        .map(|seed| {
+            let all: Vec<u32> = past.iter().copied().chain(ending(seed)).collect();
+            fixture.feed(&mut fixture.cache(100).sequence(), &all, 130).split_off(90)
+        })
+        .collect();
+    let cache = fixture.cache(300);
+    let mut first = cache.sequence();
+    fixture.feed(&mut first, &past, 90);
+    for _ in 0..5 {
+        // All write to the same half-filled pages at first, forks and the last holder alike.
+        let forks: Vec<_> = (0..4).map(|_| first.fork()).collect();
+        std::thread::scope(|scope| {
+            for (seed, mut fork) in forks.into_iter().enumerate() {
+                let (fixture, want) = (&fixture, &alone[seed]);
+                scope.spawn(move || {
+                    let got = fixture.feed(&mut fork, &ending(seed), 7);
+                    assert!(got == *want, "thread {seed} sees another's tokens");
+                });
+            }
+        });
+    }
+    drop(first);
+    assert_eq!(cache.free_pages(), cache.pages(), "every page came back");
+}
