@@ -301,10 +301,7 @@ fn contradictions_name_both_sides() {
             edit(json!({ "rope_ntk_beta": 16 })),
             &["rope_scaling.beta_fast is 32", "rope_ntk_beta is 16"],
         ),
-        (
-            edit(json!({ "num_experts": 128 })),
-            &["num_local_experts is 32", "num_experts is 128"],
-        ),
+        (edit(json!({ "num_experts": 128 })), &["num_local_experts is 32", "num_experts is 128"]),
         (
             edit(json!({ "rope_scaling": yarn(json!({ "beta_fast": 1.0 })) })),
             &["rope_scaling.beta_fast is 1", "rope_scaling.beta_slow is 1"],
