@@ -115,6 +115,12 @@ impl ModelConfig {
         raw.validate()
     }
 
+    /// Holds what [`ModelConfig::from_json`] demands of a file against a configuration made or changed
+    /// by hand.
+    pub(crate) fn check(&self) -> Result<()> {
+        ModelConfig::from_json(&self.to_json().to_string()).map(drop)
+    }
+
     /// Number of transformer blocks.
     pub fn num_hidden_layers(&self) -> usize {
         self.block_configs.len()
@@ -129,10 +135,8 @@ impl ModelConfig {
     /// # Ok::<(), gpt_oss_puzzle::Error>(())
     /// ```
     pub fn to_json(&self) -> serde_json::Value {
-        let uniform = self
-            .block_configs
-            .iter()
-            .all(|b| b.num_local_experts == self.block_configs[0].num_local_experts);
+        let experts: std::collections::BTreeSet<_> =
+            self.block_configs.iter().map(|b| b.num_local_experts).collect();
         let architecture = match self.model_type.as_str() {
             "gpt_oss" => "GptOssForCausalLM",
             _ => "GptOssPuzzleForCausalLM",
@@ -182,8 +186,8 @@ impl ModelConfig {
         });
         let windows: std::collections::BTreeSet<_> =
             self.block_configs.iter().filter_map(|b| b.sliding_window).collect();
-        if self.model_type == "gpt_oss" && uniform && windows.len() <= 1 {
-            json["num_local_experts"] = self.block_configs[0].num_local_experts.into();
+        if self.model_type == "gpt_oss" && experts.len() <= 1 && windows.len() <= 1 {
+            json["num_local_experts"] = serde_json::json!(experts.first());
             json["sliding_window"] = windows.first().map_or(128, |w| *w).into();
         } else {
             json["block_configs"] = serde_json::json!(self.block_configs);

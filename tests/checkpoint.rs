@@ -443,10 +443,36 @@ fn only_the_published_layout_is_saved() {
 
 #[test]
 fn absurd_random_sizes_are_refused() {
-    let config = with_vocab(usize::MAX / 2);
+    let mut config = small_config();
+    config.block_configs[0].num_local_experts = 1 << 24;
+    (config.hidden_size, config.intermediate_size) = (1 << 24, 1 << 24);
+    (config.vocab_size, config.num_attention_heads, config.num_key_value_heads) = (1, 1, 1);
     let error = Checkpoint::random(&config, 1).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Config);
-    assert!(error.to_string().contains("`model.embed_tokens.weight`"), "{error}");
+    assert!(error.to_string().contains("gate_up_proj_blocks` [16777216, "), "{error}");
+}
+
+#[test]
+fn a_configuration_made_by_hand_is_held_to_what_files_are() {
+    let refused = |change: fn(&mut ModelConfig)| {
+        let mut config = small_config();
+        change(&mut config);
+        let error = Checkpoint::random(&config, 1).err().expect("refused");
+        assert_eq!(error.kind(), ErrorKind::Config);
+        error.to_string()
+    };
+    let experts = refused(|c| c.num_experts_per_tok = 3);
+    assert_eq!(experts, "num_experts_per_tok is 3 but layer 1 has 2 experts");
+    assert!(refused(|c| c.head_dim = 20).contains("head_dim is 20"));
+    assert!(refused(|c| c.block_configs[0].sliding_window = Some(0)).contains("window of layer 0"));
+    assert!(refused(|c| c.vocab_size = usize::MAX / 2).contains("vocab_size is 9223"));
+    assert!(refused(|c| c.rope.factor = f64::NAN).contains("factor"));
+    for model_type in ["gpt_oss", "gpt_oss_puzzle"] {
+        let mut config = small_config();
+        (config.model_type, config.block_configs) = (model_type.into(), Vec::new());
+        let error = Checkpoint::random(&config, 1).err().expect("refused");
+        assert!(error.to_string().contains("num_hidden_layers is 0"), "{error}");
+    }
 }
 
 #[test]

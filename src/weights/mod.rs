@@ -96,8 +96,10 @@ impl Checkpoint {
     /// stay of order one. Weights are made in place: no second copy exists at any time.
     ///
     /// # Errors
-    /// `Config` when the sizes do not fit into memory addresses.
+    /// `Config` for a configuration that [`ModelConfig::from_json`] would refuse in a file, and when
+    /// the sizes do not fit into memory addresses.
     pub fn random(config: &ModelConfig, seed: u64) -> Result<Checkpoint> {
+        config.check()?;
         let tensors = random::tensors(config, seed)?;
         Checkpoint::from_tensors(config.clone(), Vec::new(), tensors)
     }

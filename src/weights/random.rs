@@ -22,6 +22,8 @@ pub(super) fn tensors(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String
     for layer in 0..config.num_hidden_layers() {
         required.extend(layout::layer(config, Layout::HfMxfp4, layer));
     }
+    // Sizes that cannot be are refused before the first tensor is made.
+    required.iter().try_for_each(|required| words(required).map(drop))?;
     let mut tensors = BTreeMap::new();
     for (stream, required) in required.into_iter().enumerate() {
         let tensor = make(&required, child(seed, stream))?;
@@ -42,14 +44,21 @@ pub(super) fn tensors(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String
     Ok(tensors)
 }
 
-/// One random tensor.
-fn make(required: &Required, seed: u64) -> Result<StoredTensor> {
-    let Required { name, shape, stored, mean, std } = required;
+/// What one random tensor is made of and how many words it takes.
+fn words(required: &Required) -> Result<(Dtype, usize)> {
+    let Required { name, shape, stored, .. } = required;
     let dtype = if *stored == Stored::Bytes { Dtype::U8 } else { Dtype::BF16 };
     let bytes = (shape.iter().try_fold(dtype.bitsize() / 8, |n, d| n.checked_mul(*d)))
         .filter(|bytes| *bytes <= isize::MAX as usize - 8)
         .ok_or_else(|| Error::config(format!("tensor {} {shape:?} overflows", shown(name))))?;
-    let mut words = vec![0u64; bytes.div_ceil(8)];
+    Ok((dtype, bytes.div_ceil(8)))
+}
+
+/// One random tensor.
+fn make(required: &Required, seed: u64) -> Result<StoredTensor> {
+    let (dtype, words) = words(required)?;
+    let Required { name, shape, stored, mean, std } = required;
+    let mut words = vec![0u64; words];
     if *stored != Stored::Bytes {
         // Uniform over mean ± width/2: the standard deviation is width/√12. Adding half of the last
         // place before cutting rounds to bf16; inlined by hand because this runs a billion times.
