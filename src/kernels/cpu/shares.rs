@@ -85,3 +85,24 @@ impl<'a, T> Columns<'a, T> {
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride), self.width) }
     }
 }
+
+impl Columns<'_, f32> {
+    /// Writes the sums of a tile of R columns and N rows, from `column` and `row` on; `bias` has one
+    /// value for each column of this view.
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop)] // indices say which of the tile
+    pub(super) fn put<const R: usize, const N: usize>(
+        &mut self,
+        row: usize,
+        column: usize,
+        sums: [[f32; N]; R],
+        bias: Option<&[f32]>,
+    ) {
+        for n in 0..N {
+            let out = &mut self.row(row + n)[column..column + R];
+            for r in 0..R {
+                out[r] = sums[r][n] + bias.map_or(0.0, |b| b[column + r]);
+            }
+        }
+    }
+}

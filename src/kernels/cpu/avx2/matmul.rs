@@ -134,24 +134,6 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     sums
 }
 
-/// Writes the sums of a tile to the rows of `out` from `t` on, at `column`.
-#[inline(always)]
-#[allow(clippy::needless_range_loop)] // indices say which of the tile
-fn store<const R: usize, const N: usize>(
-    out: &mut Columns<'_, f32>,
-    t: usize,
-    column: usize,
-    sums: [[f32; N]; R],
-    bias: Option<&[f32]>,
-) {
-    for n in 0..N {
-        let out = &mut out.row(t + n)[column..column + R];
-        for r in 0..R {
-            out[r] = sums[r][n] + bias.map_or(0.0, |b| b[column + r]);
-        }
-    }
-}
-
 /// R weight rows from `row` on times the inputs `t` of `x`, to the columns of `out` from `column` on.
 ///
 /// # Safety
@@ -176,9 +158,9 @@ pub(super) unsafe fn tiles<W: WeightRows, const R: usize>(
         // SAFETY: the caller's rows; n inputs from `x` on, by the slicing above.
         unsafe {
             match n {
-                1 => store(out, next, column, tile::<W, R, 1>(w, row, x, cols), bias),
-                2 => store(out, next, column, tile::<W, R, 2>(w, row, x, cols), bias),
-                _ => store(out, next, column, tile::<W, R, 3>(w, row, x, cols), bias),
+                1 => out.put(next, column, tile::<W, R, 1>(w, row, x, cols), bias),
+                2 => out.put(next, column, tile::<W, R, 2>(w, row, x, cols), bias),
+                _ => out.put(next, column, tile::<W, R, 3>(w, row, x, cols), bias),
             }
         }
         next += n;
