@@ -354,8 +354,7 @@ impl Cpu {
     /// `s_j = scale · q·k_j` over the positions j that `rows` makes visible,
     /// `out = Σ_j e^(s_j − m)·v_j / (Σ_j e^(s_j − m) + e^(sinks[h] − m))`.
     ///
-    /// `q, out: [T, Q, D]`, `sinks: [Q]`. Scores must be finite: one that is not makes its head's output
-    /// NaN.
+    /// `q, out: [T, Q, D]`, `sinks: [Q]`. A score that is NaN or +∞ makes its head's output NaN.
     ///
     /// # Panics
     ///
