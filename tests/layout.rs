@@ -140,6 +140,52 @@ fn no_module_reaches_back() {
     }
 }
 
+/// How many levels the longest `super::super::` path of a line goes up.
+fn levels_up(line: &str) -> usize {
+    (1..).take_while(|n| line.contains(&"super::".repeat(*n))).count()
+}
+
+#[test]
+fn no_path_leaves_its_module_through_super() {
+    for (file, text) in all_sources() {
+        let path = file.trim_start_matches("src/").trim_end_matches(".rs");
+        // What is left below the crate's root: src/a/b.rs and src/a/b/mod.rs are both a::b.
+        let depth = path.split('/').filter(|part| *part != "mod").count();
+        let mut inner = 0;
+        for (number, line) in text.lines().enumerate() {
+            // Unit tests are one module further down, and stand at the end of a file.
+            inner += usize::from(line.starts_with("mod tests {"));
+            assert!(
+                is_comment(line) || path == "lib" || levels_up(line) < depth + inner,
+                "{file}:{}: super leads to the crate's root, name it crate: {}",
+                number + 1,
+                line.trim()
+            );
+        }
+    }
+}
+
+#[test]
+fn kernels_use_std_and_half_only() {
+    let own = ["std", "half", "crate", "super", "self"];
+    for (file, text) in all_sources().into_iter().filter(|(f, _)| f.starts_with("src/kernels")) {
+        // Modules of the file itself come without a prefix.
+        let modules: Vec<&str> =
+            text.lines().filter_map(|l| l.split_once("mod ")?.1.strip_suffix(';')).collect();
+        for (number, line) in joined_lines(&text) {
+            let Some((_, path)) = line.split_once("use ").filter(|_| !is_comment(&line)) else {
+                continue;
+            };
+            let first = path.split([':', ';', ' ']).next().unwrap_or_default();
+            assert!(
+                own.contains(&first) || modules.contains(&first),
+                "{file}:{number}: kernels may not use {first}: {}",
+                line.trim()
+            );
+        }
+    }
+}
+
 #[test]
 fn tensors_of_candle_stay_below_generation() {
     for (file, text) in all_sources() {
