@@ -57,3 +57,30 @@ fn dtype(storage: &CpuStorage) -> candle_core::DType {
     use candle_core::backend::BackendStorage;
     storage.dtype()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::cpu::{Cpu, Isa};
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn a_view_of_whole_rows_is_read_in_place_and_any_other_is_refused() {
+        let cpu = Cpu::with_isa(Isa::Scalar, 1).expect("every machine has it");
+        let x = Tensor::arange(0f32, 12f32, &Device::Cpu).unwrap().reshape((4, 3)).unwrap();
+        let norm = |x: &Tensor, width| rms_norm(&cpu, x, &vec![1.0; width], 1e-5);
+        let whole = norm(&x, 3).unwrap().to_vec2::<f32>().unwrap();
+        let rows = norm(&x.narrow(0, 1, 2).unwrap(), 3).unwrap();
+        assert_eq!(rows.to_vec2::<f32>().unwrap(), whole[1..3]);
+        for view in [x.t().unwrap(), x.narrow(1, 1, 2).unwrap()] {
+            let error = norm(&view, view.dims()[1]).unwrap_err().to_string();
+            assert!(error.contains("expected a contiguous tensor"), "{error}");
+        }
+        let words = Tensor::arange(0u32, 12, &Device::Cpu).unwrap().reshape((4, 3)).unwrap();
+        let error = norm(&words, 3).unwrap_err().to_string();
+        assert!(error.contains("expected f32, found U32"), "{error}");
+        copy_page(&words.narrow(0, 1, 3).unwrap(), 2, 0).unwrap();
+        let copied = words.to_vec2::<u32>().unwrap();
+        assert_eq!(copied, [[0, 1, 2], [9, 10, 11], [6, 7, 8], [9, 10, 11]]);
+    }
+}
