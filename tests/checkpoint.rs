@@ -457,7 +457,7 @@ fn a_configuration_made_by_hand_is_held_to_what_files_are() {
     let refused = |change: fn(&mut ModelConfig)| {
         let mut config = small_config();
         change(&mut config);
-        let error = Checkpoint::random(&config, 1).err().expect("refused");
+        let error = Checkpoint::random(&config, 1).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::Config);
         error.to_string()
     };
@@ -470,7 +470,7 @@ fn a_configuration_made_by_hand_is_held_to_what_files_are() {
     for model_type in ["gpt_oss", "gpt_oss_puzzle"] {
         let mut config = small_config();
         (config.model_type, config.block_configs) = (model_type.into(), Vec::new());
-        let error = Checkpoint::random(&config, 1).err().expect("refused");
+        let error = Checkpoint::random(&config, 1).expect_err("refused");
         assert!(error.to_string().contains("num_hidden_layers is 0"), "{error}");
     }
 }
