@@ -80,8 +80,8 @@ impl KvCache {
     /// Reserves `config.pages` pages for a model of shape `model` on `device`.
     ///
     /// # Errors
-    /// `InvalidRequest` for no pages, for more than fit 32-bit page numbers or the address space, and
-    /// for FP8 without one finite positive scale pair per layer: the unit scales other engines fall
+    /// `InvalidRequest` for no pages, for more than fit 32-bit page numbers, the address space or what
+    /// the system gives, and for FP8 without one finite positive scale pair per layer: the unit scales other engines fall
     /// back to silently cost accuracy.
     pub fn new(model: &ModelConfig, config: &KvCacheConfig, device: &Device) -> Result<KvCache> {
         let heads = head_shape(model);
@@ -90,12 +90,20 @@ impl KvCache {
         let count = u32::try_from(config.pages).ok().filter(|n| (1..u32::MAX).contains(n));
         let words =
             config.pages.checked_mul(page_bytes / 4).filter(|n| *n <= isize::MAX as usize / 4);
-        let (Some(count), Some(_)) = (count, words) else {
+        let (Some(count), Some(words)) = (count, words) else {
             return Err(Error::invalid_request(format!(
                 "a key-value cache of {} pages of {page_bytes} bytes cannot be addressed",
                 config.pages
             )));
         };
+        // A tensor that cannot be allocated aborts the process, so room is asked for first: this
+        // takes addresses and touches no memory.
+        if Vec::<u32>::new().try_reserve_exact(words).is_err() {
+            return Err(Error::invalid_request(format!(
+                "a key-value cache of {} pages of {page_bytes} bytes cannot be reserved",
+                config.pages
+            )));
+        }
         Ok(KvCache(Arc::new(Pool {
             words: Tensor::zeros((config.pages, page_bytes / 4), DType::U32, device)?,
             formats,
