@@ -13,6 +13,7 @@ use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, Layout};
 use serde_json::{Value, json};
 use std::error::Error;
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -31,13 +32,13 @@ struct Args {
     layers: Option<u32>,
     /// Prompt tokens, 0 for no prefill test
     #[arg(short = 'p', default_value_t = 512)]
-    prompt: usize,
+    prompt: u32,
     /// Tokens to decode one by one, 0 for no decode test
     #[arg(short = 'n', default_value_t = 64)]
-    decode: usize,
+    decode: u32,
     /// Tokens in the cache before either test
     #[arg(short = 'd', default_value_t = 0)]
-    depth: usize,
+    depth: u32,
     /// Worker threads, 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     threads: usize,
@@ -76,6 +77,14 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
+    let [prompt, decode, depth] = [args.prompt, args.decode, args.depth].map(|n| n as usize);
+    let total = depth + prompt.max(decode);
+    let fits = |config: &ModelConfig| match config.max_position_embeddings {
+        limit if total > limit => {
+            Err(format!("{total} tokens do not fit the model's context of {limit}"))
+        }
+        _ => Ok(()),
+    };
     let started = Instant::now();
     let checkpoint = match (&args.model, args.synthetic) {
         (Some(dir), _) => Checkpoint::open(dir)?,
@@ -86,13 +95,14 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
                 _ => ModelConfig::gpt_oss_20b(),
             };
             config.block_configs.truncate(args.layers.unwrap_or(u32::MAX) as usize);
+            fits(&config)?; // before gigabytes of weights are made
             Checkpoint::random(&config, 0)?
         }
     };
+    fits(checkpoint.config())?;
     let model = GptOss::new(&checkpoint, args.threads)?;
     let load_seconds = started.elapsed().as_secs_f64();
     let config = model.config();
-    let total = args.depth + args.prompt.max(args.decode);
     let scales = (0..config.num_hidden_layers()).map(|layer| checkpoint.kv_scales(layer));
     let cache = KvCacheConfig {
         dtype: args.kv_dtype,
@@ -102,10 +112,9 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     };
     let cache = KvCache::new(config, &cache, &Device::Cpu)?;
     let mut at_depth = cache.sequence();
-    feed(&model, &mut at_depth, args.depth, args.chunk as usize)?;
+    feed(&model, &mut at_depth, depth, args.chunk as usize)?;
     let mut tests = Vec::new();
-    for (name, tokens, chunk) in [("pp", args.prompt, args.chunk as usize), ("tg", args.decode, 1)]
-    {
+    for (name, tokens, chunk) in [("pp", prompt, args.chunk as usize), ("tg", decode, 1)] {
         if tokens == 0 {
             continue;
         }
@@ -127,7 +136,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
             "tokens_per_second": mean, "deviation": deviation, "seconds": seconds,
         });
         if name == "tg" {
-            let bytes = bytes_per_token(&checkpoint, args.kv_dtype, args.depth + tokens / 2);
+            let bytes = bytes_per_token(&checkpoint, args.kv_dtype, depth + tokens / 2);
             test["bytes_per_token"] = json!(bytes);
             test["gigabytes_per_second"] = json!(bytes as f64 * mean / 1e9);
         }
@@ -140,8 +149,8 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         "peak_memory_bytes": peak_memory(), "tests": tests,
     });
     match args.output {
-        Output::Json => println!("{report:#}"),
-        Output::Md => print_table(&report),
+        Output::Json => writeln!(stdout(), "{report:#}")?,
+        Output::Md => print_table(&report, &mut stdout())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -191,15 +200,16 @@ fn peak_memory() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
-fn print_table(report: &Value) {
+fn print_table(report: &Value, out: &mut impl Write) -> std::io::Result<()> {
     let number = |value: &Value, divisor: f64, digits: usize| match value.as_f64() {
         Some(value) => format!("{:.digits$}", value / divisor),
         None => "-".into(),
     };
-    println!("| model | layers | weights GB | kernels | test | tokens/s | GB/s |");
-    println!("|---|---|---|---|---|---|---|");
+    writeln!(out, "| model | layers | weights GB | kernels | test | tokens/s | GB/s |")?;
+    writeln!(out, "|---|---|---|---|---|---|---|")?;
     for test in report["tests"].as_array().into_iter().flatten() {
-        println!(
+        writeln!(
+            out,
             "| {} | {} | {} | {} | {} | {} ± {} | {} |",
             report["model_type"].as_str().unwrap_or_default(),
             report["layers"],
@@ -209,9 +219,10 @@ fn print_table(report: &Value) {
             number(&test["tokens_per_second"], 1.0, 2),
             number(&test["deviation"], 1.0, 2),
             number(&test["gigabytes_per_second"], 1.0, 2),
-        );
+        )?;
     }
-    println!(
+    writeln!(
+        out,
         "\nload {} s, peak memory {} GB (weights and cache {} GB)",
         number(&report["load_seconds"], 1.0, 2),
         number(&report["peak_memory_bytes"], 1e9, 3),
@@ -223,5 +234,5 @@ fn print_table(report: &Value) {
             1e9,
             3
         ),
-    );
+    )
 }

@@ -11,17 +11,20 @@ mod load;
 use clap::Parser;
 use gpt_oss_puzzle::generation::{CancelHandle, FinishReason, SamplingParams};
 use gpt_oss_puzzle::harmony::{Effort, Message};
-use gpt_oss_puzzle::{ChatEvent, ChatRequest, ChatSession};
+use gpt_oss_puzzle::{ChatEvent, ChatRequest, ChatSession, ChatStream};
 use std::error::Error;
 use std::io::{BufRead, IsTerminal, Write, stderr, stdin, stdout};
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Chat with a model. The answer goes to stdout, everything else to stderr. Ctrl-c stops the answer;
-/// between answers, it ends the chat, as does the end of the input.
+/// between answers, it ends the chat, as does the end of the input. The exit code is 1 when an answer
+/// failed, 2 for wrong arguments, and 130 after ctrl-c.
 #[derive(Parser)]
 struct Args {
     /// What to ask; without it, lines are read from stdin, each answered in turn
+    #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     prompt: Vec<String>,
     #[command(flatten)]
     load: load::LoadArgs,
@@ -33,7 +36,7 @@ struct Args {
     system: Option<String>,
     /// Most tokens of an answer, chain of thought included
     #[arg(long, value_name = "TOKENS")]
-    max_tokens: Option<usize>,
+    max_tokens: Option<NonZeroUsize>,
     /// 0 for the most likely answer; by default what the checkpoint says, else 1
     #[arg(long)]
     temperature: Option<f64>,
@@ -62,37 +65,52 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let mut request = ChatRequest::new(args.system.iter().map(Message::system))
         .effort(args.effort)
         .sampling(sampling);
-    request.max_tokens = args.max_tokens;
+    request.max_tokens = args.max_tokens.map(NonZeroUsize::get);
     let mut session = model.session(request);
     if !args.prompt.is_empty() {
         let reason = answer(&mut session, &args.prompt.join(" "), &running)?;
         return Ok(ExitCode::from(if reason == FinishReason::Cancelled { 130 } else { 0 }));
     }
+    let mut code = ExitCode::SUCCESS;
     eprint!("> ");
     for line in stdin().lock().lines() {
         let line = line?;
         if !line.trim().is_empty() {
-            // A turn that fails does not end the conversation.
-            if let Err(error) = answer(&mut session, &line, &running) {
-                eprintln!("error: {error}");
+            match answer(&mut session, &line, &running) {
+                // Nobody is left to read the answers.
+                Err(error) if error.is::<std::io::Error>() => return Err(error),
+                // A turn that fails does not end the conversation.
+                Err(error) => {
+                    eprintln!("error: {error}");
+                    code = ExitCode::FAILURE;
+                }
+                Ok(_) => {}
             }
         }
         eprint!("> ");
     }
     eprintln!();
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
-/// Streams the answer to `text`.
+/// Answers `text`, while ctrl-c stops the answer.
 fn answer(
     session: &mut ChatSession,
     text: &str,
     running: &Running,
 ) -> Result<FinishReason, Box<dyn Error>> {
-    let (dim, plain) = if stderr().is_terminal() { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
-    let mut stream = session.send(text)?;
+    let stream = session.send(text)?;
     let set = |handle| *running.lock().unwrap_or_else(PoisonError::into_inner) = handle;
     set(Some(stream.cancel_handle()));
+    let reason = show(stream);
+    set(None);
+    reason
+}
+
+/// Prints an answer while it is made.
+fn show(mut stream: ChatStream<'_>) -> Result<FinishReason, Box<dyn Error>> {
+    let (dim, plain) = if stderr().is_terminal() { ("\x1b[2m", "\x1b[0m") } else { ("", "") };
+    let mut out = stdout().lock();
     let mut thinking = false;
     for event in stream.by_ref() {
         let event = event?;
@@ -102,17 +120,17 @@ fn answer(
         }
         match event {
             ChatEvent::Reasoning(text) => eprint!("{dim}{text}{plain}"),
-            ChatEvent::Preamble(text) | ChatEvent::Text(text) => print!("{text}"),
-            ChatEvent::ToolCallStart { name, .. } => eprint!("{dim}[calls {name}: "),
-            ChatEvent::ToolCallDelta { arguments, .. } => eprint!("{arguments}"),
-            ChatEvent::ToolCallDone { .. } => eprintln!("]{plain}"),
+            ChatEvent::Preamble(text) | ChatEvent::Text(text) => write!(out, "{text}")?,
+            // A call may be cut off, so each part ends plain.
+            ChatEvent::ToolCallStart { name, .. } => eprint!("{dim}[calls {name}: {plain}"),
+            ChatEvent::ToolCallDelta { arguments, .. } => eprint!("{dim}{arguments}{plain}"),
+            ChatEvent::ToolCallDone { .. } => eprintln!("{dim}]{plain}"),
             ChatEvent::Repaired(repair) => eprint!("{dim}[{:?}]{plain}", repair.kind),
             _ => {}
         }
-        stdout().flush()?;
+        out.flush()?;
     }
-    set(None);
-    println!();
+    writeln!(out)?;
     let response = stream.finish()?;
     let (usage, timings) = (response.usage, response.timings);
     eprintln!(

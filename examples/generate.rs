@@ -13,6 +13,7 @@ use gpt_oss_puzzle::generation::{GenerateOptions, SamplingParams};
 use gpt_oss_puzzle::tokenizer::TextStream;
 use std::error::Error;
 use std::io::{Read, Write, stdin, stdout};
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 /// Continue a raw prompt. Control tokens in it, such as <|start|>, are control tokens; those of the
@@ -25,7 +26,7 @@ struct Args {
     load: load::LoadArgs,
     /// Most tokens to generate; by default until the model stops or the context is full
     #[arg(long, value_name = "TOKENS")]
-    max_tokens: Option<usize>,
+    max_tokens: Option<NonZeroUsize>,
     /// 0 for the most likely text; by default what the checkpoint says, else 1
     #[arg(long)]
     temperature: Option<f64>,
@@ -47,18 +48,21 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         Some(text) => prompt += text,
         None => drop(stdin().read_to_string(&mut prompt)?),
     }
+    if prompt.is_empty() {
+        return Err("the prompt is empty".into());
+    }
     let model = args.load.load()?;
     let mut options = GenerateOptions::default().sampling(SamplingParams::default());
-    options.max_tokens = args.max_tokens;
+    options.max_tokens = args.max_tokens.map(NonZeroUsize::get);
     options.sampling.temperature = args.temperature;
     options.sampling.top_p = args.top_p;
     options.sampling.seed = args.seed;
-    let mut text = TextStream::default();
+    let (mut out, mut text) = (stdout().lock(), TextStream::default());
     for token in model.generate(&prompt, &options)? {
         let bytes = model.tokenizer().token_bytes(token?.id).unwrap_or_default();
-        print!("{}", text.push(bytes));
-        stdout().flush()?;
+        write!(out, "{}", text.push(bytes))?;
+        out.flush()?;
     }
-    println!("{}", text.finish());
+    writeln!(out, "{}", text.finish())?;
     Ok(ExitCode::SUCCESS)
 }

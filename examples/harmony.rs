@@ -1,8 +1,12 @@
 //! Harmony at the command line: conversations to prompts, and token streams to messages. JSON lines
 //! in, JSON lines out.
 //!
-//!     echo '{"messages":[{"role":"user","content":"hi"}]}' | cargo run --example harmony -- render
-//!     echo '{"tokens":[200005,17196,200008,12194,200002]}' | cargo run --example harmony -- parse --model DIR
+//! ```text
+//! echo '{"messages":[{"role":"user","content":"hi"}]}' | cargo run --example harmony -- render
+//! echo '{"tokens":[200005,17196,200008,12194,200002]}' | cargo run --example harmony -- parse --model DIR
+//! ```
+
+mod common;
 
 use clap::{Parser, Subcommand};
 use gpt_oss_puzzle::harmony::openai::{Request, StringArguments};
@@ -59,13 +63,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    common::exit(run(&Arguments::parse()).map(|()| ExitCode::SUCCESS))
 }
 
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
@@ -131,12 +129,13 @@ fn answer_lines(
     answer: impl Fn(&Value) -> Result<Value, Box<dyn Error>>,
 ) -> Result<(), Box<dyn Error>> {
     let mut out = std::io::stdout().lock();
-    for line in std::io::stdin().lock().lines() {
+    // Bytes, so that a line which is not UTF-8 is an error of that line alone.
+    for line in std::io::stdin().lock().split(b'\n') {
         let line = line?;
-        if line.trim().is_empty() {
+        if line.trim_ascii().is_empty() {
             continue;
         }
-        let value = serde_json::from_str(&line).map_err(|e| format!("not JSON: {e}").into());
+        let value = serde_json::from_slice(&line).map_err(|e| format!("not JSON: {e}").into());
         let reply = value
             .and_then(|value| answer(&value))
             .unwrap_or_else(|e| json!({"error": e.to_string()}));

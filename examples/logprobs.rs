@@ -12,6 +12,7 @@ use gpt_oss_puzzle::generation::logprobs::log_sum_exp;
 use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::Checkpoint;
 use std::error::Error;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -79,6 +80,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
             logits.push(row);
         }
     }
-    println!("{}", serde_json::json!({ "logits": logits, "logprobs": logprobs }));
+    let answer = serde_json::json!({ "logits": logits, "logprobs": logprobs });
+    writeln!(std::io::stdout(), "{answer}")?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,8 +4,12 @@
 //! cargo run --example make_tiny -- --out tiny --seed 7
 //! ```
 
+mod common;
+
 use clap::Parser;
 use gpt_oss_puzzle::weights::{Checkpoint, write_tiny_checkpoint};
+use std::error::Error;
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,26 +29,23 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    common::exit(run(&Args::parse()))
+}
+
+fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     if !args.force && args.out.join("config.json").exists() {
         eprintln!("error: {} holds a checkpoint already, --force replaces it", args.out.display());
-        return ExitCode::from(2);
+        return Ok(ExitCode::from(2));
     }
-    let made = write_tiny_checkpoint(&args.out, args.seed);
-    match made.and_then(|()| Checkpoint::open(&args.out)) {
-        Ok(checkpoint) => {
-            println!(
-                "{}: {} layers, {} bytes of weights in {} shards",
-                args.out.display(),
-                checkpoint.config().num_hidden_layers(),
-                checkpoint.total_bytes(),
-                checkpoint.files().len(),
-            );
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    write_tiny_checkpoint(&args.out, args.seed)?;
+    let checkpoint = Checkpoint::open(&args.out)?;
+    writeln!(
+        std::io::stdout(),
+        "{}: {} layers, {} bytes of weights in {} shards",
+        args.out.display(),
+        checkpoint.config().num_hidden_layers(),
+        checkpoint.total_bytes(),
+        checkpoint.files().len(),
+    )?;
+    Ok(ExitCode::SUCCESS)
 }

@@ -301,6 +301,29 @@ fn a_session_goes_back_past_a_tool_loop() {
     assert!(third.usage.cached_tokens < second.usage.prompt_tokens);
 }
 
+/// However many calls a loop has, the turn after it starts from the question the loop began with.
+#[test]
+fn a_session_goes_back_past_a_long_tool_loop() {
+    let model = tiny();
+    let mut session = model.session(request(1).max_tokens(5));
+    let mut first = None;
+    for number in 0..6 {
+        let answer = session.respond().unwrap().finish().unwrap();
+        first.get_or_insert(answer.usage.prompt_tokens);
+        let call = ToolCall::function(format!("call_{number}"), "weather", "{}");
+        let thought = Item::reasoning("I should look again. ".repeat(8));
+        session.request_mut().messages.truncate(1 + 2 * number);
+        session.push(AssistantMessage { items: vec![thought, Item::ToolCall(call.clone())] });
+        session.push(Message::tool(&call, "rain"));
+    }
+    session.push(Message::assistant("It rains."));
+    session.push(Message::user("Thanks"));
+    let fresh = model.chat(session.request_mut()).unwrap();
+    let last = session.respond().unwrap().finish().unwrap();
+    assert_eq!(last.tokens, fresh.tokens);
+    assert!(Some(last.usage.cached_tokens) >= first, "{:?} of {first:?}", last.usage);
+}
+
 #[test]
 fn calls_of_a_conversation_have_different_ids() {
     let model = speaking();
@@ -322,6 +345,19 @@ fn calls_of_a_conversation_have_different_ids() {
         assert_eq!(ids, expected, "seed {seed}");
     }
     assert!(several >= 2, "{several}");
+    // Not even when the start of the conversation, with its call_0, has been cut off.
+    let earlier = ToolCall::function("call_1", "f", "{}");
+    let mut new = 0;
+    for seed in 0..40 {
+        let cut = request(seed)
+            .message(AssistantMessage { items: vec![Item::ToolCall(earlier.clone())] })
+            .message(Message::tool(&earlier, "r"));
+        for call in model.chat(&cut).unwrap().tool_calls() {
+            assert_ne!(call.id, "call_1", "seed {seed}");
+            new += 1;
+        }
+    }
+    assert!(new >= 2, "{new}");
 }
 
 #[test]
@@ -444,6 +480,9 @@ fn a_request_that_is_refused_leaves_the_session_as_it_was() {
     session.request_mut().sampling = SamplingParams::default().top_p(2.0);
     assert_eq!(session.send("Hello").err().unwrap().kind(), ErrorKind::InvalidRequest);
     assert_eq!(session.messages(), before);
+    // And what was cached stays so.
+    session.request_mut().sampling = SamplingParams::default();
+    assert!(session.send("Hello").unwrap().finish().unwrap().usage.cached_tokens > 0);
 }
 
 #[test]

@@ -208,6 +208,15 @@ fn parameters_out_of_range_are_errors_that_name_field_and_value() {
         (p().min_p(-0.1), "min_p is -0.1, expected 0 to 1"),
         (p().min_p(f64::NAN), "min_p is NaN, expected 0 to 1"),
         (p().repetition_penalty(0.0), "repetition_penalty is 0, expected a positive number"),
+        (
+            // Logits are f32, in which these are 0 and infinity.
+            p().repetition_penalty(1e-60),
+            "repetition_penalty is 0.000000000000000000000000000000000000000000000000000000000001, expected a positive number",
+        ),
+        (
+            p().repetition_penalty(1e60),
+            "repetition_penalty is 1000000000000000000000000000000000000000000000000000000000000, expected a positive number",
+        ),
         (p().presence_penalty(2.5), "presence_penalty is 2.5, expected -2 to 2"),
         (p().frequency_penalty(-3.0), "frequency_penalty is -3, expected -2 to 2"),
         (p().logit_bias(10, 1.0), "logit_bias names token 10, outside the vocabulary of 10"),
@@ -220,6 +229,28 @@ fn parameters_out_of_range_are_errors_that_name_field_and_value() {
         assert_eq!(error.kind(), ErrorKind::InvalidRequest);
         assert_eq!(error.to_string(), message);
     }
+}
+
+#[test]
+fn no_logits_at_all_are_an_error() {
+    for params in [SamplingParams::greedy(), SamplingParams::default().top_k(3).top_p(0.5)] {
+        let mut sampler = Sampler::new(params, &[], 4).unwrap();
+        let error = sampler.sample(&[]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Numeric);
+        assert_eq!(error.to_string(), "there are no logits to draw from");
+        assert!(sampler.candidates(&[]).is_empty());
+    }
+}
+
+#[test]
+fn rates_are_defined_for_any_usage() {
+    let usage: Usage = serde_json::from_str(
+        r#"{"prompt_tokens":1,"cached_tokens":2,"completion_tokens":0,"reasoning_tokens":0}"#,
+    )
+    .unwrap();
+    let mut timings = Timings::default();
+    (timings.prefill, timings.decode) = (Duration::from_secs(1), Duration::from_secs(1));
+    assert_eq!((timings.prefill_rate(&usage), timings.decode_rate(&usage)), (0.0, 0.0));
 }
 
 #[test]
@@ -282,7 +313,7 @@ fn generation_config_gives_defaults_and_names_what_is_wrong() {
     for (json, part) in [
         ("{", "EOF while parsing"),
         (r#"{"temperature":"hot"}"#, "expected f64"),
-        (r#"{"eos_token_id":-1}"#, "Ids"),
+        (r#"{"eos_token_id":-1}"#, "eos_token_id is neither a token id nor a list of them"),
         (r#"{"top_p":2.0}"#, "top_p is 2, expected more than 0 and at most 1"),
     ] {
         std::fs::write(dir.path().join("generation_config.json"), json).unwrap();
@@ -539,6 +570,18 @@ fn log_probabilities_are_of_the_unmodified_logits() {
     assert_eq!(forced.logprobs.unwrap().top, logprobs.top);
     let without = small.generator(&prompt(40), &GenerateOptions::default()).next().unwrap();
     assert_eq!(without.unwrap().logprobs, None);
+}
+
+/// A petabyte: less than 64 bits can address, more than any system gives.
+#[test]
+fn a_cache_that_no_system_has_room_for_is_an_error() {
+    let pool = KvCacheConfig { dtype: KvDtype::F32, pages: u32::MAX as usize - 1, scales: None };
+    let error = KvCache::new(&ModelConfig::gpt_oss_20b(), &pool, &Device::Cpu).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+    assert_eq!(
+        error.to_string(),
+        "a key-value cache of 4294967294 pages of 262144 bytes cannot be reserved"
+    );
 }
 
 #[test]

@@ -220,6 +220,36 @@ fn markers_in_a_conversation_are_text_everywhere() {
     }
 }
 
+/// Only a call's own content type may be a control token, not what its arguments call so.
+#[test]
+fn a_content_type_is_a_marker_only_where_the_call_states_it() {
+    let constrain = tiny().special_tokens().expect("harmony").constrain;
+    let count = |function: Value, extra: Value| {
+        let request = json!({
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "tool_calls": [{"id": "c", "function": function}]},
+            ],
+            "content_type": extra,
+        });
+        let request = Request::from_json(&request, StringArguments::Parse).expect("reads");
+        let template = "{{ content_type }}{% set f = messages[1].tool_calls[0].function %}\
+            {{ f.content_type }}{{ f.arguments | tojson }}";
+        let template = Template::new(template).expect("compiles");
+        [template.into(), embedded(), Renderer::Native(Dialect::template())].map(
+            |renderer: Renderer| {
+                let rendered = renderer.render(&request.as_render(), &tiny()).expect("renders");
+                assert!(rendered.text.contains("<|constrain|>x"), "{}", rendered.text);
+                rendered.tokens.iter().filter(|token| **token == constrain).count()
+            },
+        )
+    };
+    let typed = json!({"name": "f", "arguments": {}, "content_type": "<|constrain|>x"});
+    assert_eq!(count(typed, "<|constrain|>x".into()), [1, 1, 1]);
+    let argument = json!({"name": "f", "arguments": {"content_type": "<|constrain|>x"}});
+    assert_eq!(count(argument, Value::Null), [0, 0, 0]);
+}
+
 /// A conversation as `user`, then the assistant's items, then results of its calls, and so on.
 fn turns(turns: &[&[Item]]) -> Vec<Message> {
     let mut messages = Vec::new();

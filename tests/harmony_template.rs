@@ -71,6 +71,10 @@ fn failures_name_the_line_and_the_reason() {
             "the chat template refuses the conversation (line 1): tojson of an undefined value",
         ),
         (
+            "{{ n | tojson(indent=70000) }}",
+            "the chat template refuses the conversation (line 1): tojson with an indent of 70000, expected at most 64",
+        ),
+        (
             "{{ strftime_now('%Q') }}",
             "the chat template refuses the conversation (line 1): strftime_now has no %Q",
         ),

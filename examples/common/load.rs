@@ -5,6 +5,7 @@ use gpt_oss_puzzle::cache::KvDtype;
 use gpt_oss_puzzle::weights::write_tiny_checkpoint;
 use indicatif::ProgressBar;
 use std::error::Error;
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 /// Options of every example that loads a model.
@@ -18,7 +19,7 @@ pub(crate) struct LoadArgs {
     kv_dtype: KvDtype,
     /// Longest conversation in tokens, by default what the model and the memory allow
     #[arg(long, value_name = "TOKENS")]
-    ctx: Option<usize>,
+    ctx: Option<NonZeroUsize>,
     /// Worker threads, 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     threads: usize,
@@ -27,11 +28,12 @@ pub(crate) struct LoadArgs {
 impl LoadArgs {
     /// Loads the model, with progress on stderr.
     pub(crate) fn load(&self) -> Result<Model, Box<dyn Error>> {
-        let tiny = tempfile::tempdir()?;
+        let tiny;
         let source = match &self.model {
             Some(model) => model.into(),
             None => {
                 eprintln!("no --model: making a tiny random one, which speaks nonsense");
+                tiny = tempfile::tempdir()?;
                 write_tiny_checkpoint(tiny.path(), 0)?;
                 tiny.path().to_owned()
             }
@@ -41,7 +43,7 @@ impl LoadArgs {
         bar.enable_steady_tick(Duration::from_millis(100));
         let mut builder = Model::builder(source).kv_dtype(self.kv_dtype).threads(self.threads);
         if let Some(tokens) = self.ctx {
-            builder = builder.context(tokens);
+            builder = builder.context(tokens.get());
         }
         #[cfg(feature = "hub")]
         let builder = {

@@ -107,9 +107,12 @@ impl SessionState {
         let prompt = model.render(&self.request)?.tokens;
         let room = model.context().saturating_sub(prompt.len());
         let total = prompt.len() + self.request.max_tokens.map_or(room, |n| n.min(room));
-        let sequence = self.prefix.resume(model, &prompt, total);
+        let sequence = self.prefix.resume(model, &prompt);
+        let held = sequence.pages();
         let generator = model.continue_sequence(sequence, &prompt, &self.request)?;
         let stream = ChatStream::new(model, generator.keep_prompt(), &self.request)?;
+        // Nothing is given up for a request that is refused.
+        self.prefix.make_room(model, &prompt, total, held);
         Ok((stream, prompt))
     }
 
@@ -122,9 +125,10 @@ impl SessionState {
         mut generator: Generator<'_>,
     ) {
         if let Some(prompt) = generator.take_prompt_sequence() {
-            self.prefix.keep(&tokens[..prompt_tokens], prompt);
+            let turn = !matches!(self.request.messages.last(), Some(Message::Tool(_)));
+            self.prefix.keep(&tokens[..prompt_tokens], prompt, turn);
         }
-        self.prefix.keep(tokens, generator.into_sequence());
+        self.prefix.keep(tokens, generator.into_sequence(), false);
         message.items.retain(|item| !matches!(item, Item::ToolCall(call) if call.incomplete));
         let said = |item: &Item| !matches!(item, Item::Reasoning { .. });
         if message.items.iter().any(said) {

@@ -29,7 +29,7 @@ pub struct ChatStream<'m> {
     queue: VecDeque<ChatEvent>,
     /// What the message being read is.
     content: Option<Content>,
-    /// Calls in the conversation before, so that ids are not given twice.
+    /// The number of the first call, above all of the conversation before, so that no id is given twice.
     earlier_calls: usize,
     /// Calls that began.
     calls: usize,
@@ -249,11 +249,13 @@ impl<'m> ChatStream<'m> {
 }
 
 fn earlier_calls(request: &ChatRequest) -> usize {
-    let calls = |message: &Message| match message {
-        Message::Assistant(assistant) => assistant.tool_calls().count(),
-        _ => 0,
-    };
-    request.messages.iter().map(calls).sum()
+    let assistants = request.messages.iter().filter_map(|message| match message {
+        Message::Assistant(assistant) => Some(assistant),
+        _ => None,
+    });
+    let number = |call: &ToolCall| call.id.strip_prefix("call_")?.parse::<u32>().ok();
+    let after = |number: u32| number as usize + 1;
+    assistants.flat_map(|a| a.tool_calls()).filter_map(number).map(after).max().unwrap_or(0)
 }
 
 impl Iterator for ChatStream<'_> {

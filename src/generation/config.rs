@@ -30,7 +30,7 @@ struct Raw {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "eos_token_id is neither a token id nor a list of them")]
 enum Ids {
     One(u32),
     Many(Vec<u32>),

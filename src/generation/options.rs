@@ -113,7 +113,7 @@ pub struct Timings {
 impl Timings {
     /// Prompt tokens that were not cached, per second of prefill; 0 when nothing was timed.
     pub fn prefill_rate(&self, usage: &Usage) -> f64 {
-        rate(usage.prompt_tokens - usage.cached_tokens, self.prefill)
+        rate(usage.prompt_tokens.saturating_sub(usage.cached_tokens), self.prefill)
     }
 
     /// Tokens after the first, per second of decode; 0 when nothing was timed.

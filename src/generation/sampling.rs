@@ -155,7 +155,8 @@ impl SamplingParams {
         check("temperature", self.temperature, finite, "a number of at least 0")?;
         check("top_p", self.top_p, |v| v > 0.0 && v <= 1.0, "more than 0 and at most 1")?;
         check("min_p", self.min_p, |v| (0.0..=1.0).contains(&v), "0 to 1")?;
-        let positive = |v: f64| v.is_finite() && v > 0.0;
+        // As the f32 it is used as: neither 0 nor infinity.
+        let positive = |v: f64| (v as f32).is_finite() && v as f32 > 0.0;
         check("repetition_penalty", self.repetition_penalty, positive, "a positive number")?;
         let penalty = |v: f64| (-2.0..=2.0).contains(&v);
         check("presence_penalty", self.presence_penalty, penalty, "-2 to 2")?;
@@ -217,8 +218,11 @@ impl Sampler {
     /// Draws the next token of the answer from its logits `[V]`.
     ///
     /// # Errors
-    /// `Numeric` when a logit is not finite, naming the first such token.
+    /// `Numeric` when a logit is not finite, naming the first such token, or when there are none.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        if logits.is_empty() {
+            return Err(Error::new(ErrorKind::Numeric, "there are no logits to draw from"));
+        }
         if let Some(id) = logits.iter().position(|l| !l.is_finite()) {
             let message = format!("the logit of token {id} is {}, expected a number", logits[id]);
             return Err(Error::new(ErrorKind::Numeric, message));
@@ -246,6 +250,9 @@ impl Sampler {
     /// assert_eq!(sampler.candidates(&[1.0, 2.0, 0.5, 1.5]), [1, 3]);
     /// ```
     pub fn candidates(&mut self, logits: &[f32]) -> Vec<u32> {
+        if logits.is_empty() {
+            return Vec::new();
+        }
         let mut scores = logits.to_vec();
         self.penalise(&mut scores);
         match self.params.temperature.unwrap_or(1.0) {

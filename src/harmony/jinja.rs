@@ -9,6 +9,9 @@ use minijinja::value::{Kwargs, Value};
 /// Instructions a template may run; a conversation of a thousand messages takes about a million.
 const FUEL: u64 = 30_000_000;
 
+/// The widest indentation `tojson` takes: some bound is needed, and nobody indents further.
+const MAX_INDENT: usize = 64;
+
 /// An environment without templates.
 pub(super) fn environment() -> Result<Environment<'static>> {
     let mut environment = Environment::new();
@@ -39,6 +42,10 @@ fn tojson(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let mut value = serde_json::to_value(value).map_err(failed)?;
     let mut style = Style::default();
     style.indent = options.get("indent")?;
+    if let Some(indent) = style.indent.filter(|indent| *indent > MAX_INDENT) {
+        let message = format!("tojson with an indent of {indent}, expected at most {MAX_INDENT}");
+        return Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message));
+    }
     if style.indent.is_some() {
         style.item_separator = ",".into();
     }

@@ -46,7 +46,9 @@ pub(super) fn write(value: &Value, style: Style) -> String {
 impl Style {
     fn newline<W: ?Sized + Write>(&self, w: &mut W) -> io::Result<()> {
         match self.indent {
-            Some(width) => write!(w, "\n{:1$}", "", width * self.depth),
+            Some(width) => {
+                w.write_all(("\n".to_owned() + &" ".repeat(width * self.depth)).as_bytes())
+            }
             None => Ok(()),
         }
     }

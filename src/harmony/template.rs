@@ -1,8 +1,9 @@
 //! The template renderer: a checkpoint's Jinja chat template, applied as transformers would.
 //!
 //! Knows nothing of tokens: its result is a [`Prompt`], in which the template's own markers are told
-//! from marker text inside the conversation. A template is untrusted; it runs with bounded fuel and
-//! sees only the request.
+//! from marker text inside the conversation. A template is untrusted: it sees only the
+//! request, and runs with bounded fuel. That bounds its time; the memory it builds strings and lists in
+//! is not bounded.
 
 use super::builtin::{BROWSER, PYTHON};
 use super::jinja;
@@ -121,6 +122,7 @@ impl Template {
         let mut context = self::context(request);
         let guard = Guard::for_text(&Value::Object(context.clone()).to_string())?;
         context = context.into_iter().map(|(key, value)| (key, guard.hide_in(value))).collect();
+        guard.show_constrain(&mut context);
         let date = guard.hide(request.date.unwrap_or_default());
         let strftime_now =
             JinjaValue::from_function(move |format: &str| jinja::strftime(&date, format));
@@ -256,20 +258,24 @@ impl Guard {
         match value {
             Value::String(text) => Value::String(self.hide(&text)),
             Value::Array(list) => list.into_iter().map(|v| self.hide_in(v)).collect(),
-            Value::Object(map) => map
-                .into_iter()
-                .map(|(key, v)| {
-                    // The content type of a call is the one place where a control token is meant.
-                    match (key.as_str(), &v) {
-                        ("content_type", Value::String(t)) if t.starts_with("<|constrain|>") => {
-                            let rest = self.hide(&t["<|constrain|>".len()..]);
-                            (key, Value::String(format!("<|constrain|>{rest}")))
-                        }
-                        _ => (self.hide(&key), self.hide_in(v)),
-                    }
-                })
-                .collect(),
+            Value::Object(map) => {
+                map.into_iter().map(|(key, v)| (self.hide(&key), self.hide_in(v))).collect()
+            }
             other => other,
+        }
+    }
+
+    /// The content type of a call is the one place where a control token is meant.
+    fn show_constrain(&self, context: &mut Map<String, Value>) {
+        let (shown, hidden) = ("<|constrain|>", self.hide("<|constrain|>"));
+        let messages = context.get_mut("messages").and_then(Value::as_array_mut);
+        for message in messages.into_iter().flatten() {
+            if let Some(Value::String(text)) =
+                message.pointer_mut("/tool_calls/0/function/content_type")
+                && text.starts_with(&hidden)
+            {
+                text.replace_range(..hidden.len(), shown);
+            }
         }
     }
 
