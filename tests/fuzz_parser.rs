@@ -2,6 +2,8 @@
 //! marker's text into an event, and needs linear time. Runs for `FUZZ_SECONDS` (default 2); each
 //! failure prints the seed, and `FUZZ_SEED` repeats it.
 
+#[path = "common/parsing.rs"]
+mod parsing;
 #[path = "common/tokenizers.rs"]
 mod tokenizers;
 
@@ -11,28 +13,12 @@ use gpt_oss_puzzle::harmony::{
     Primed, RenderRequest, Renderer, Template, Tool, ToolCall, ToolKind,
 };
 use gpt_oss_puzzle::tokenizer::Tokenizer;
+use parsing::Random;
 use proptest::prelude::*;
 use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 use tokenizers::{MARKERS, o200k_harmony, tiny, tiny_json};
-
-/// A small generator of our own (SplitMix64), so that a seed means the same everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-}
 
 fn fuzz(mut one: impl FnMut(&mut Random)) {
     let variable = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
@@ -209,6 +195,8 @@ fn time_is_linear() {
         text("to="),
         [vec![special.channel], text(&" to=x".repeat(50))].concat(),
         [vec![special.constrain], text("json ")].concat(),
+        [vec![special.channel, special.channel], text("x")].concat(),
+        [text("assistant "), vec![special.constrain]].concat(),
         [vec![special.channel], text("final"), vec![special.message, special.ret]].concat(),
         vec![0xf0, 0x9f],
     ];

@@ -1,117 +1,33 @@
-//! The parser, on tables of streams: well-formed ones, and what models get wrong.
-//!
-//! Each row runs in two vocabularies, whose tokens cut the text differently: single bytes, and the
-//! real one. Events are written compactly: `[role channel >recipient :type]` opens a message (`*` for
-//! a constrained type), `</end>` closes it, `{kind raw}` is a repair, the rest is content.
+//! The parser: well-formed streams, its settings, and its promises. What models get wrong is in
+//! `harmony_rows.rs`.
 
+#[path = "common/parsing.rs"]
+mod parsing;
 #[path = "common/tokenizers.rs"]
 mod tokenizers;
 
-use gpt_oss_puzzle::ErrorKind;
 use gpt_oss_puzzle::harmony::{
-    AssistantMessage, Channel, Collector, Content, Dialect, Event, Header, Item, Message, Mode,
-    Parser, Primed, RenderRequest, Renderer, ToolCall, ToolKind,
+    AssistantMessage, Channel, Collector, Content, Event, Header, Item, Mode, Parser, Primed,
+    ToolCall, ToolKind, UndeclaredTool,
 };
 use gpt_oss_puzzle::tokenizer::Tokenizer;
+use gpt_oss_puzzle::{ErrorKind, Result};
+use parsing::{Chunking, check, compact, events, long, parser, vocabularies};
 use std::sync::Arc;
 use tokenizers::{o200k_harmony, tiny};
-
-const TOOLS: [&str; 3] = ["f", "shell", "get_weather"];
-
-/// Markers are written short in the tables: `‹s›` for `<|start|>` and so on.
-fn long(stream: &str) -> String {
-    [
-        ("‹s›", "<|start|>"),
-        ("‹e›", "<|end|>"),
-        ("‹msg›", "<|message|>"),
-        ("‹ch›", "<|channel|>"),
-        ("‹co›", "<|constrain|>"),
-        ("‹call›", "<|call|>"),
-        ("‹ret›", "<|return|>"),
-        ("‹eot›", "<|endoftext|>"),
-        ("‹sot›", "<|startoftext|>"),
-    ]
-    .iter()
-    .fold(stream.to_owned(), |text, (short, long)| text.replace(short, long))
-}
 
 fn parse(
     tokenizer: &Arc<Tokenizer>,
     primed: Primed,
     mode: Mode,
     tokens: &[u32],
-) -> gpt_oss_puzzle::Result<Vec<Event>> {
-    let mut parser = Parser::new(Arc::clone(tokenizer), primed, mode)?.tools(TOOLS);
-    let mut events = Vec::new();
-    for token in tokens {
-        events.extend(parser.push(*token)?);
-    }
-    events.extend(parser.finish()?);
-    Ok(events)
-}
-
-fn compact(events: &[Event]) -> String {
-    let mut out = String::new();
-    for event in events {
-        match event {
-            Event::Open(header) => {
-                let channel = header.channel.as_ref().map(|c| format!(" {}", c.as_str()));
-                let recipient = header.recipient.as_ref().map(|r| format!(" >{r}"));
-                let star = if header.constrained { "*" } else { "" };
-                let kind = header.content_type.as_ref().map(|t| format!(" {star}:{t}"));
-                let parts = [channel, recipient, kind].into_iter().flatten().collect::<String>();
-                out += &format!("[{}{parts}]", header.role);
-            }
-            Event::Delta(text) => {
-                assert!(!text.is_empty());
-                out += text;
-            }
-            Event::Close(end) => {
-                out += &format!("</{}>", serde_json::to_value(end).unwrap().as_str().unwrap())
-            }
-            Event::Repaired(repair) => {
-                let kind = serde_json::to_value(repair.kind).unwrap();
-                let space = if repair.raw.is_empty() { "" } else { " " };
-                out += &format!("{{{}{space}{}}}", kind.as_str().unwrap(), repair.raw);
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-    out
-}
-
-fn check(primed: &Primed, stream: &str, expected: &str) {
-    for tokenizer in [tiny(), o200k_harmony()] {
-        let tokens = tokenizer.encode_with_special(&long(stream)).expect("encodes");
-        let events = parse(&tokenizer, primed.clone(), Mode::Tolerant, &tokens).expect("tolerant");
-        assert_eq!(compact(&events), expected, "{stream}");
-        let strict = parse(&tokenizer, primed.clone(), Mode::Strict, &tokens);
-        let repaired = events.iter().any(|e| matches!(e, Event::Repaired(_)));
-        match strict {
-            Ok(strict) => assert!(
-                !repaired && strict == events || only_strict_differs(&events),
-                "{stream}: {strict:?}"
-            ),
-            Err(error) => {
-                assert!(repaired && error.kind() == ErrorKind::Malformed, "{stream}: {error}")
-            }
-        }
-    }
-}
-
-/// Names are taken literally in strict mode, where tolerant mode interprets them.
-fn only_strict_differs(events: &[Event]) -> bool {
-    events.iter().all(|e| match e {
-        Event::Repaired(r) => matches!(
-            serde_json::to_value(r.kind).unwrap().as_str().unwrap(),
-            "self_recipient" | "decorated_name"
-        ),
-        _ => true,
-    })
+) -> Result<Vec<Event>> {
+    events(parser(tokenizer, primed, mode), tokens)
 }
 
 #[test]
 fn well_formed_turns() {
+    let vocabularies = vocabularies();
     for (stream, expected) in [
         ("‹ch›final‹msg›Hi 🌧!‹ret›", "[assistant final]Hi 🌧!</return>"),
         ("‹ch›final‹msg›‹ret›", "[assistant final]</return>"),
@@ -163,12 +79,13 @@ fn well_formed_turns() {
         ("‹ch›final‹msg›x‹eot›", "[assistant final]x</end_of_text>"),
         ("", ""),
     ] {
-        check(&Primed::Role, stream, expected);
+        check(&vocabularies, &Primed::Role, stream, expected);
     }
 }
 
 #[test]
 fn well_formed_transcripts() {
+    let vocabularies = vocabularies();
     for (stream, expected) in [
         ("", ""),
         (
@@ -184,7 +101,7 @@ fn well_formed_transcripts() {
             "[python analysis >assistant]2</end>[user:bob]hi</end>",
         ),
     ] {
-        check(&Primed::Nothing, stream, expected);
+        check(&vocabularies, &Primed::Nothing, stream, expected);
     }
 }
 
@@ -192,275 +109,149 @@ fn well_formed_transcripts() {
 fn prefilled_turns_go_on_in_their_content() {
     let primed = Primed::Content(Header::assistant(Channel::Analysis));
     check(
+        &vocabularies(),
         &primed,
         "on‹e›‹s›assistant‹ch›final‹msg›x‹ret›",
         "[assistant analysis]on</end>[assistant final]x</return>",
     );
-    check(&primed, "on", "[assistant analysis]on</truncated>");
+    check(&vocabularies(), &primed, "on", "[assistant analysis]on</truncated>");
 }
 
-/// The rows of real models' mistakes, F1 to F33 in the order of the collection they come from.
+/// A parser that begins inside content goes on as one that came there itself would.
 #[test]
-fn malformed_turns_are_repaired() {
-    for (row, stream, expected) in [
+fn a_parser_goes_on_wherever_another_stopped() {
+    let stream = "‹ch›analysis‹msg›Th🌧nk‹e›‹s›assistant‹ch›commentary‹msg›plan‹e›‹s›assistant to=functions.f\
+                  ‹ch›commentary ‹co›json‹msg›{\"a\": \"‹q<|end|>›\"}‹s›assistant‹ch›final‹msg›So‹ret›x";
+    for vocabulary in vocabularies() {
+        let (tokenizer, tokens) =
+            (&vocabulary.tokenizer, vocabulary.tokens(stream, Chunking::Bytes));
+        let messages = |events: &[Event]| {
+            let mut collector = Collector::default();
+            events.iter().cloned().for_each(|e| collector.push(e));
+            collector.messages().to_vec()
+        };
+        let whole =
+            messages(&parse(tokenizer, Primed::Role, Mode::Tolerant, &tokens).expect("tolerant"));
+        assert_eq!(whole.len(), 4);
+        let mut resumed = 0;
+        for (at, next) in tokens.iter().enumerate() {
+            let mut first = parser(tokenizer, Primed::Role, Mode::Tolerant);
+            let mut events: Vec<Event> = tokens[..at]
+                .iter()
+                .flat_map(|t| first.push(*t).expect("tolerant").collect::<Vec<_>>())
+                .collect();
+            // The bytes of half a character are with the parser that stopped.
+            let inside = tokenizer.token_bytes(*next).is_some_and(|b| (0x80..0xc0).contains(&b[0]));
+            let Some(header) = first.header().filter(|_| !inside).cloned() else { continue };
+            let rest =
+                parse(tokenizer, Primed::Content(header.clone()), Mode::Tolerant, &tokens[at..]);
+            let mut rest = rest.expect("tolerant").into_iter();
+            assert_eq!(rest.next(), Some(Event::Open(header)));
+            events.extend(rest);
+            assert_eq!(messages(&events), whole, "{at}");
+            resumed += 1;
+        }
+        assert!(resumed > 30, "{resumed}");
+    }
+}
+
+#[test]
+fn several_calls_in_a_turn_are_read_if_allowed() {
+    let stream = "‹ch›commentary to=functions.f‹msg›{}‹call›‹s›assistant‹ch›commentary to=functions.shell‹msg›ls‹call›\
+                  commentary to=functions.f‹msg›[]‹call›‹s›functions.f to=assistant‹ch›commentary‹msg›R‹e›";
+    for vocabulary in vocabularies() {
+        let tokens = vocabulary.tokens(stream, Chunking::Whole);
+        for (allowed, expected) in [
+            (
+                true,
+                "[assistant commentary >functions.f]{}</call>[assistant commentary >functions.shell]ls</call>\
+                 {bare_channel commentary to=functions.f}{missing_start commentary to=functions.f}\
+                 [assistant commentary >functions.f][]</call>\
+                 {foreign_role functions.f to=assistant commentary}{foreign_role R}",
+            ),
+            (
+                false,
+                "[assistant commentary >functions.f]{}</call>{after_end assistantcommentary to=functions.shelllscommentary \
+                 to=functions.f[]functions.f to=assistantcommentaryR}",
+            ),
+        ] {
+            let parser = parser(&vocabulary.tokenizer, Primed::Role, Mode::Tolerant);
+            let events = events(parser.parallel_calls(allowed), &tokens).expect("tolerant");
+            assert_eq!(compact(&events), expected);
+        }
+    }
+    let mut parser =
+        parser(&tiny(), Primed::Content(Header::default()), Mode::Strict).parallel_calls(true);
+    let special = tiny().special_tokens().expect("harmony");
+    for (token, done) in [(special.call, false), (special.ret, true)] {
+        let _ = parser.push(token);
+        assert_eq!(parser.is_done(), done);
+    }
+}
+
+#[test]
+fn undeclared_tools_are_what_the_caller_wants() {
+    let run = |stream, policy, mode| {
+        let tokens = tiny().encode_with_special(&long(stream)).expect("encodes");
+        let parser = Parser::new(tiny(), Primed::Role, mode).expect("harmony");
+        let parser = parser.tools(["f"]).builtin_tools([]).undeclared(policy);
+        events(parser, &tokens).map(|events| compact(&events))
+    };
+    for (stream, header, emitted, as_text) in [
         (
-            "F1",
-            "‹ch›commentary to=functions.f‹msg›{}‹call›assistant‹ch›x",
-            "[assistant commentary >functions.f]{}</call>{after_end assistantx}",
-        ),
-        (
-            "F2",
-            "‹ch›analysis‹msg›a‹e›commentary to=functions.f ‹co›json‹msg›{}‹call›",
-            "[assistant analysis]a</end>{missing_start commentary to=functions.f  json}[assistant commentary >functions.f *:json]{}</call>",
-        ),
-        (
-            "F2",
-            "‹ch›analysis‹msg›a‹e›commentary‹ch›commentary to=functions.f‹msg›{}‹call›",
-            "[assistant analysis]a</end>{missing_start commentary commentary to=functions.f}\
-             {duplicate_channel commentary commentary to=functions.f}[assistant commentary >functions.f]{}</call>",
-        ),
-        (
-            "F2",
-            "‹ch›analysis‹msg›a‹e›assistant‹ch›final‹msg›x‹ret›",
-            "[assistant analysis]a</end>{missing_start assistant final}[assistant final]x</return>",
-        ),
-        (
-            "F2",
-            "‹ch›analysis‹msg›a‹e›‹ch›final‹msg›x‹ret›",
-            "[assistant analysis]a</end>{missing_start final}[assistant final]x</return>",
-        ),
-        (
-            "F2",
-            "‹ch›analysis‹msg›a‹e›‹msg›x‹ret›",
-            "[assistant analysis]a</end>{missing_start}[assistant]x</return>",
-        ),
-        (
-            "F4",
-            " to=functions.f‹ch›commentary to=functions.f json‹msg›{}‹call›",
-            "[assistant commentary >functions.f :json]{}</call>",
-        ),
-        (
-            "F4",
-            " to=functions.nope‹ch›commentary to=functions.f json‹msg›{}‹call›",
-            "{duplicate_recipient to=functions.nope commentary to=functions.f json}[assistant commentary >functions.f :json]{}</call>",
-        ),
-        (
-            "F6",
-            "‹ch›commentary to=functions.shelljson‹msg›{}‹call›",
-            "{decorated_name commentary to=functions.shelljson}[assistant commentary >functions.shell]{}</call>",
-        ),
-        (
-            "F6",
-            "‹ch›commentary to=functions.otherjson‹msg›{}‹call›",
-            "[assistant commentary >functions.otherjson]{}</call>",
-        ),
-        (
-            "F9",
-            "‹ch›commentary functions.f json‹msg›{}‹call›",
-            "{bare_recipient commentary functions.f json}[assistant commentary >functions.f :json]{}</call>",
-        ),
-        ("F9", "‹ch›commentary json‹msg›{}‹e›", "[assistant commentary :json]{}</end>"),
-        (
-            "F10",
-            "‹ch›commentary to=functions.f‹ch›commentary json‹msg›{}‹call›",
-            "{duplicate_channel commentary to=functions.f commentary json}[assistant commentary >functions.f :json]{}</call>",
-        ),
-        (
-            "F10",
-            "‹ch›analysis‹ch›commentary to=f‹msg›{}‹call›",
-            "{duplicate_channel analysis commentary to=f}{decorated_name analysis commentary to=f}[assistant commentary >functions.f]{}</call>",
-        ),
-        (
-            "F10",
-            "‹ch›commentary to=assistant‹ch›final‹msg›x‹ret›",
-            "{duplicate_channel commentary to=assistant final}{self_recipient commentary to=assistant final}[assistant final]x</return>",
-        ),
-        (
-            "F10",
-            "‹ch›final‹ch›??‹msg›x‹ret›",
-            "{unknown_channel final ??}{duplicate_channel final ??}[assistant final]x</return>",
-        ),
-        ("F11", "‹ch›final Hello‹e›", "{missing_message final Hello}[assistant final] Hello</end>"),
-        (
-            "F11",
-            "‹ch›analysis‹msg›a‹e›‹s›assistant‹ch›final__HANDOFF__‹ret›",
-            "[assistant analysis]a</end>{missing_message assistant final__HANDOFF__}[assistant final]__HANDOFF__</return>",
-        ),
-        (
-            "F11",
-            "‹ch›commentary to=functions.f ‹co›json{\"a\": 1}‹call›",
-            "{missing_message commentary to=functions.f  json{\"a\": 1}}[assistant commentary >functions.f *:json]{\"a\": 1}</call>",
-        ),
-        (
-            "F11",
-            "‹ch›commentary to=functions.f {\"a\": 1}‹call›",
-            "{missing_message commentary to=functions.f {\"a\": 1}}[assistant commentary >functions.f] {\"a\": 1}</call>",
-        ),
-        (
-            "F11",
-            "‹ch›I cannot help.‹ret›",
-            "{empty_channel I cannot help.}{missing_message I cannot help.}[assistant]I cannot help.</return>",
-        ),
-        ("F12", "‹ch›??‹msg›x‹e›", "{unknown_channel ??}[assistant ??]x</end>"),
-        (
-            "F12",
-            "‹ch›commentary?‹msg›x‹e›",
-            "{misspelled_channel commentary?}[assistant commentary]x</end>",
-        ),
-        (
-            "F12",
-            "‹ch›commentary 2?‹msg›x‹e›",
-            "{unexpected_text commentary 2?}[assistant commentary]x</end>",
-        ),
-        (
-            "F12",
-            "‹ch›commentary?commentary?‹msg›x‹e›",
-            "{misspelled_channel commentary?commentary?}[assistant commentary]x</end>",
-        ),
-        (
-            "F12",
-            "‹ch›to=functions.f ––commentary json‹msg›{}‹call›",
-            "{misspelled_channel to=functions.f ––commentary json}[assistant commentary >functions.f :json]{}</call>",
-        ),
-        (
-            "F12",
-            "‹ch›comment‹msg›x‹e›",
-            "{misspelled_channel comment}[assistant commentary]x</end>",
-        ),
-        (
-            "F12",
-            "‹ch›commentaryto=functions.f‹msg›{}‹call›",
-            "[assistant commentary >functions.f]{}</call>",
-        ),
-        (
-            "F13",
-            "‹ch›commentary to=assistant‹msg›x‹e›",
-            "{self_recipient commentary to=assistant}[assistant commentary]x</end>",
-        ),
-        ("F14", "‹ch›‹msg›hi‹ret›", "{empty_channel}[assistant]hi</return>"),
-        (
-            "F15",
-            "‹s›‹s›assistant‹ch›final‹msg›x‹ret›",
-            "{repeated_start}{repeated_start}[assistant final]x</return>",
-        ),
-        (
-            "F15",
-            "assistantassistant‹ch›final‹msg›x‹ret›",
-            "{repeated_start assistantassistant final}[assistant final]x</return>",
-        ),
-        (
-            "F15",
-            "assistant‹ch›final‹msg›x‹ret›",
-            "{repeated_start assistant final}[assistant final]x</return>",
-        ),
-        (
-            "F15",
-            "‹s›assistantassistant‹ch›final‹msg›x‹ret›",
-            "{repeated_start}{repeated_start assistantassistant final}[assistant final]x</return>",
-        ),
-        (
-            "F16",
-            "‹s›shell‹ch›commentary‹msg›ls‹call›",
-            "{repeated_start}{unknown_role shell commentary}{decorated_name shell commentary}[assistant commentary >functions.shell]ls</call>",
-        ),
-        (
-            "F16",
-            "‹s›bash‹ch›commentary‹msg›ls‹e›",
-            "{repeated_start}{unknown_role bash commentary}[assistant commentary]ls</end>",
-        ),
-        ("F17", "‹msg›hi‹ret›", "[assistant]hi</return>"),
-        ("F17", "Hello‹ret›", "{missing_header Hello}[assistant final]Hello</return>"),
-        ("F17", "{\"a\":1}", "{missing_header {\"a\":1}}[assistant final]{\"a\":1}</truncated>"),
-        (
-            "F17",
-            "‹ch›analysis‹msg›a‹e›{\"country\": 1}‹ret›",
-            "[assistant analysis]a</end>{missing_start {\"country\": 1}}{missing_header {\"country\": 1}}[assistant final]{\"country\": 1}</return>",
-        ),
-        (
-            "F17",
-            "‹s›assistant Hello‹ret›",
-            "{repeated_start}{missing_header assistant Hello}[assistant final] Hello</return>",
-        ),
-        ("F18", "‹ch›final‹msg›x‹ret›‹ret›‹ret›", "[assistant final]x</return>{after_end}"),
-        ("F18", "‹ch›final‹msg›x‹ret›y‹e›z", "[assistant final]x</return>{after_end yz}"),
-        ("F18", "‹ch›analysis‹msg›x‹e›‹ret›", "[assistant analysis]x</end>{unexpected_marker}"),
-        (
-            "F19",
-            "‹ch›analysis‹msg›a‹s›assistant‹ch›final‹msg›x‹ret›",
-            "[assistant analysis]a</implicit>{missing_end}[assistant final]x</return>",
-        ),
-        (
-            "F19",
-            "‹ch›analysis‹msg›a‹ch›final‹msg›x‹ret›",
-            "[assistant analysis]a</implicit>{missing_end}{missing_start final}[assistant final]x</return>",
-        ),
-        (
-            "F19",
-            "‹ch›final‹msg›a‹msg›b‹co›c‹ret›",
-            "[assistant final]a{unexpected_marker}b{unexpected_marker}c</return>",
-        ),
-        ("F22", "‹ch›commentary to=functi", "{truncated_header commentary to=functi}"),
-        ("F22", "‹ch›fin", "{truncated_header fin}"),
-        (
-            "F22",
-            "‹ch›analysis‹msg›a‹e›‹s›assist",
-            "[assistant analysis]a</end>{truncated_header assist}",
-        ),
-        ("F22", "‹ch›analysis‹msg›a‹e›‹s›", "[assistant analysis]a</end>"),
-        (
-            "F22",
-            "‹ch›commentary to=functions.f‹msg›{\"a",
-            "[assistant commentary >functions.f]{\"a</truncated>",
-        ),
-        (
-            "F22",
-            "‹ch›commentary to=functions.f‹call›",
-            "{truncated_header commentary to=functions.f}",
-        ),
-        ("F22", "‹ret›", "{truncated_header}"),
-        (
-            "F26",
-            "‹ch›analysis‹msg›a‹e›‹s›functions.f to=assistant‹ch›commentary‹msg›R‹e›‹s›assistant‹ch›final‹msg›x‹ret›",
-            "[assistant analysis]a</end>{foreign_role functions.f to=assistant commentary}{foreign_role Rassistantfinalx}",
-        ),
-        (
-            "F26",
-            "‹ch›final‹msg›a‹e›‹s›user‹msg›q‹e›",
-            "[assistant final]a</end>{foreign_role user}{foreign_role q}",
-        ),
-        (
-            "F26",
-            "‹s›functions.f to=assistant‹e›",
-            "{repeated_start}{truncated_header functions.f to=assistant}",
-        ),
-        (
-            "F29",
-            "‹ch›commentary to=functions.f.json‹msg›{}‹call›",
-            "{decorated_name commentary to=functions.f.json}[assistant commentary >functions.f]{}</call>",
-        ),
-        (
-            "F29",
-            "‹ch›commentary to=tool.functions.f‹msg›{}‹call›",
-            "{decorated_name commentary to=tool.functions.f}[assistant commentary >functions.f]{}</call>",
-        ),
-        (
-            "F29",
-            "‹ch›commentary to=functions.a.b‹msg›{}‹call›",
-            "[assistant commentary >functions.a.b]{}</call>",
-        ),
-        (
-            "F32",
             " to=container.exec‹ch›commentary‹msg›ls‹call›",
+            "to=container.exec commentary",
             "[assistant commentary >container.exec]ls</call>",
+            "[assistant final]ls</call>",
         ),
         (
-            "F32",
             "‹ch›commentary to=python ‹co›code‹msg›1‹call›",
+            "commentary to=python  code",
             "[assistant commentary >python *:code]1</call>",
+            "[assistant final *:code]1</call>",
+        ),
+        (
+            "‹ch›analysis to=browser.search code‹msg›{}‹call›",
+            "analysis to=browser.search code",
+            "[assistant analysis >browser.search :code]{}</call>",
+            "[assistant final :code]{}</call>",
+        ),
+        (
+            "‹ch›analysis to=functions.g‹msg›{}‹call›",
+            "analysis to=functions.g",
+            "[assistant analysis >functions.g]{}</call>",
+            "[assistant final]{}</call>",
         ),
     ] {
-        println!("{row}");
-        check(&Primed::Role, stream, expected);
+        // The stream is well-formed, so strict mode says the same.
+        for mode in [Mode::Tolerant, Mode::Strict] {
+            let reported = |events| format!("{{undeclared_tool {header}}}{events}");
+            let emit = run(stream, UndeclaredTool::Emit, mode).expect("emitted");
+            assert_eq!(emit, reported(emitted));
+            let text = run(stream, UndeclaredTool::AsText, mode).expect("text");
+            assert_eq!(text, reported(as_text));
+            let error = run(stream, UndeclaredTool::Reject, mode).expect_err("rejected");
+            assert_eq!(error.kind(), ErrorKind::Malformed);
+            let problem = format!("a call of a tool that is not on offer: {header:?}");
+            assert!(error.to_string().ends_with(&problem), "{error}");
+        }
+        // Who does not say what is on offer has nothing undeclared.
+        let tokens = tiny().encode_with_special(&long(stream)).expect("encodes");
+        let parser = Parser::new(tiny(), Primed::Role, Mode::Strict).expect("harmony");
+        let events = events(parser.undeclared(UndeclaredTool::Reject), &tokens);
+        assert_eq!(compact(&events.expect("nothing is undeclared")), emitted);
+    }
+    // A tool on offer, an answer, and words to nobody are none of this.
+    for (stream, expected) in [
+        (
+            "‹ch›commentary to=functions.f‹msg›{}‹call›",
+            "[assistant commentary >functions.f]{}</call>",
+        ),
+        ("‹ch›final to=functions.g‹msg›x‹ret›", "[assistant final >functions.g]x</return>"),
+        ("‹ch›commentary‹msg›x‹e›", "[assistant commentary]x</end>"),
+    ] {
+        let events = run(stream, UndeclaredTool::Reject, Mode::Tolerant).expect("on offer");
+        assert_eq!(events, expected);
     }
 }
 
@@ -490,24 +281,6 @@ fn long_text_without_a_message_marker_streams() {
 }
 
 #[test]
-fn half_characters_become_one_replacement_and_stay_in_their_message() {
-    let tokenizer = tiny();
-    let special = tokenizer.special_tokens().expect("harmony");
-    // Inside the content 0xe6 0x97 is two thirds of a character; 0xff is none.
-    let mut tokens = tokenizer.encode_with_special(&long("‹ch›analysis‹msg›a")).expect("encodes");
-    tokens.extend([0xe6, 0x97, special.end]);
-    tokens.extend(
-        tokenizer.encode_with_special(&long("‹s›assistant‹ch›final‹msg›")).expect("encodes"),
-    );
-    tokens.extend([0xff, 0x62, 0xf0, 0x9f, 0x8c, 0xa7, 0xc3, special.ret]);
-    let events = parse(&tokenizer, Primed::Role, Mode::Strict, &tokens).expect("well-formed");
-    assert_eq!(
-        compact(&events),
-        "[assistant analysis]a\u{fffd}</end>[assistant final]\u{fffd}b🌧\u{fffd}</return>"
-    );
-}
-
-#[test]
 fn tokens_without_meaning_are_left_out_and_reported() {
     let tokenizer = tiny();
     let mut tokens =
@@ -521,18 +294,6 @@ fn tokens_without_meaning_are_left_out_and_reported() {
     let index = |e: &Event| if let Event::Repaired(r) = e { Some(r.token_index) } else { None };
     let at = tokens.iter().position(|t| *t == 267).expect("there");
     assert_eq!(events.iter().filter_map(index).collect::<Vec<_>>(), [at, at + 2, at + 3]);
-}
-
-/// Markers that ordinary tokens spell are content.
-#[test]
-fn quoted_markers_are_text() {
-    let tokenizer = o200k_harmony();
-    let quoted = "the token <|end|> ends it<|start|>assistant<|channel|>final<|message|>";
-    let mut tokens = tokenizer.encode_with_special(&long("‹ch›final‹msg›")).expect("encodes");
-    tokens.extend(tokenizer.encode(quoted).expect("encodes"));
-    tokens.push(tokenizer.special_tokens().expect("harmony").ret);
-    let events = parse(&tokenizer, Primed::Role, Mode::Strict, &tokens).expect("well-formed");
-    assert_eq!(compact(&events), format!("[assistant final]{quoted}</return>"));
 }
 
 #[test]
@@ -607,76 +368,4 @@ fn a_cut_off_call_is_incomplete() {
     assert_eq!(incomplete("‹ch›commentary to=functions.f‹msg›{\"a\":1‹call›"), [false]);
     assert_eq!(incomplete("‹ch›commentary to=functions.f‹msg›{\"a\":1}‹s›assistant"), [false]);
     assert_eq!(incomplete("‹ch›commentary to=functions.f‹msg›{\"a\":‹s›assistant"), [true]);
-}
-
-/// The conversation that OpenAI's library rendered parses back into what it was made from.
-#[test]
-fn the_librarys_conversation_parses_back() {
-    let case: serde_json::Value =
-        serde_json::from_str(include_str!("data/harmony-tokens-case.json")).expect("valid");
-    let tokens: Vec<u32> = serde_json::from_value(case["tokens"].clone()).expect("tokens");
-    let mut collector = Collector::default();
-    for event in
-        parse(&o200k_harmony(), Primed::Nothing, Mode::Strict, &tokens).expect("well-formed")
-    {
-        collector.push(event);
-    }
-    let messages: Vec<serde_json::Value> = collector.messages()[2..]
-        .iter()
-        .map(|m| serde_json::to_value(m).expect("writes"))
-        .collect();
-    assert_eq!(
-        serde_json::Value::Array(messages),
-        serde_json::json!([
-            {"role": "user", "content": "What is the weather in Tōkyō? 🌧", "end": "end"},
-            {"role": "assistant", "channel": "analysis", "content": "User asks: need to use get_weather.", "end": "end"},
-            {"role": "assistant", "channel": "commentary", "recipient": "functions.get_weather", "content_type": "json",
-             "constrained": true, "content": "{\"location\": \"Tokyo\"}", "end": "call"},
-            {"role": "functions.get_weather", "channel": "commentary", "recipient": "assistant",
-             "content": "{\"temperature\": 20}", "end": "end"},
-        ])
-    );
-    assert_eq!(collector.messages()[0].header.role, "system");
-    assert_eq!(collector.messages()[1].header.role, "developer");
-}
-
-/// What a turn is rendered as parses into the turn, in every dialect and spelling of a header.
-#[test]
-fn rendered_turns_parse_back() {
-    let mut python = ToolCall::function("call_1", "python", "print('<|end|>')\n");
-    python.kind = ToolKind::Builtin;
-    let turn = AssistantMessage {
-        items: vec![
-            Item::reasoning("Let me think: <|end|> 🌧"),
-            Item::preamble("I will look it up."),
-            Item::ToolCall(ToolCall::function("call_0", "f", r#"{"a": "<|call|>"}"#)),
-            Item::ToolCall(python),
-        ],
-    };
-    let mut after_channel = Dialect::harmony();
-    after_channel.recipient = gpt_oss_puzzle::harmony::RecipientPosition::AfterChannel;
-    for dialect in [Dialect::harmony(), Dialect::template(), after_channel] {
-        for tokenizer in [tiny(), o200k_harmony()] {
-            let prompt = [Message::user("q")];
-            let whole = [Message::user("q"), turn.clone().into()];
-            let renderer = Renderer::Native(dialect.clone());
-            let tokens = |messages, add_generation_prompt| {
-                let request =
-                    RenderRequest { messages, add_generation_prompt, ..RenderRequest::default() };
-                renderer.render(&request, &tokenizer).expect("renders").tokens
-            };
-            let (prompt, whole) = (tokens(&prompt, true), tokens(&whole, false));
-            // The first call ends a turn; a transcript goes on.
-            let start = tokenizer.encode_with_special("<|start|>assistant").expect("encodes");
-            let completion =
-                [&start, whole.strip_prefix(prompt.as_slice()).expect("a prefix")].concat();
-            let mut collector = Collector::default();
-            for event in
-                parse(&tokenizer, Primed::Nothing, Mode::Strict, &completion).expect("well-formed")
-            {
-                collector.push(event);
-            }
-            assert_eq!(collector.assistant(), turn, "{dialect:?}");
-        }
-    }
 }

@@ -172,13 +172,18 @@ pub enum RepairKind {
     UnknownChannel,
     /// Several recipients: the first counts, unless only another is a tool on offer.
     DuplicateRecipient,
+    /// A channel named without `<|channel|>`: taken as the channel.
+    BareChannel,
     /// A tool named without `to=`: taken as the recipient.
     BareRecipient,
     /// A recipient that is no tool (`assistant`, `user`, `all`): none.
     SelfRecipient,
     /// A decorated tool name (`functions.f.json`, `tool.functions.f`, `fjson`): the tool on offer.
     DecoratedName,
-    /// Words in a header that mean nothing: left out.
+    /// A call of a tool that is not on offer: what becomes of it is the parser's
+    /// [`super::UndeclaredTool`].
+    UndeclaredTool,
+    /// Words in a header that mean nothing, or bytes that are no characters: left out, or replaced.
     UnexpectedText,
     /// A message that a new one interrupted: closed.
     MissingEnd,
@@ -206,9 +211,11 @@ impl RepairKind {
             RepairKind::MisspelledChannel => "a misspelled channel",
             RepairKind::UnknownChannel => "an unknown channel",
             RepairKind::DuplicateRecipient => "several recipients in a header",
+            RepairKind::BareChannel => "a channel without <|channel|>",
             RepairKind::BareRecipient => "a recipient without to=",
             RepairKind::SelfRecipient => "a recipient that is no tool",
             RepairKind::DecoratedName => "a decorated tool name",
+            RepairKind::UndeclaredTool => "a call of a tool that is not on offer",
             RepairKind::UnexpectedText => "unexpected text in a header",
             RepairKind::MissingEnd => "a message without an end",
             RepairKind::UnexpectedMarker => "a control token out of place",

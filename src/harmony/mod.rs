@@ -15,18 +15,20 @@
 //! | `render` | [`Renderer`]: a conversation to tokens, by one of the two below |
 //! | `native`, `typescript`, `builtin` | the typed renderer and its [`Dialect`]s |
 //! | `template`, `jinja`, `python_json` | a checkpoint's own chat template |
-//! | `parse`, `header`, `event` | [`Parser`]: tokens to events, repairing what models get wrong |
+//! | `parse`, `header`, `draft`, `offer`, `event` | [`Parser`]: tokens to events, repairing what models get wrong |
 //! | `collect` | events to messages |
 //!
 //! Everything here works on text and token ids; nothing knows of models or generation.
 
 mod builtin;
 mod collect;
+mod draft;
 mod event;
 mod header;
 mod jinja;
 mod message;
 mod native;
+mod offer;
 pub mod openai;
 mod parse;
 mod python_json;
@@ -40,7 +42,8 @@ pub use message::{
     AssistantMessage, BuiltinTool, Effort, Item, Message, Tool, ToolCall, ToolKind, ToolOutput,
 };
 pub use native::{ContentType, Dialect, RecipientPosition, TextWithCall, ToolText};
+pub use offer::UndeclaredTool;
 pub use parse::Parser;
-pub use render::{History, RenderRequest, Rendered, Renderer, RendererKind};
+pub use render::{History, RenderRequest, Rendered, Renderer, RendererKind, Untrusted};
 pub use template::Template;
 pub use typescript::TypeScript;

@@ -126,6 +126,7 @@ impl Request {
             date: self.date.as_deref(),
             add_generation_prompt: self.add_generation_prompt,
             variables: Some(&self.variables),
+            ..RenderRequest::default()
         }
     }
 }

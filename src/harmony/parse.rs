@@ -6,6 +6,8 @@
 
 use super::event::{Event, Header, Mode, Primed, Repair, RepairKind, Terminator};
 use super::header::{Marker, Opened, RawHeader, Resolved};
+use super::message::BuiltinTool;
+use super::offer::{Offer, UndeclaredTool};
 use crate::tokenizer::{Special, TextStream, Tokenizer};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
@@ -18,7 +20,8 @@ pub struct Parser {
     mode: Mode,
     /// Whether messages of all roles follow one another, and a call or return ends only one of them.
     transcript: bool,
-    tools: Vec<String>,
+    parallel_calls: bool,
+    offer: Offer,
     state: State,
     text: TextStream,
     /// Tokens pushed so far.
@@ -56,14 +59,14 @@ impl Parser {
                 State::Content(header)
             }
         };
-        let (tools, text) = (Vec::new(), TextStream::default());
         Ok(Parser {
             tokenizer,
             mode,
             transcript,
-            tools,
+            parallel_calls: false,
+            offer: Offer::default(),
             state,
-            text,
+            text: TextStream::default(),
             pushed: 0,
             events,
             error: None,
@@ -71,10 +74,33 @@ impl Parser {
     }
 
     /// Names the function tools on offer, without `functions.`: that settles headers that could be
-    /// read in two ways.
+    /// read in two ways, and makes a call of any other function undeclared.
     #[must_use]
     pub fn tools<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Parser {
-        self.tools = names.into_iter().map(Into::into).collect();
+        self.offer.functions = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Names the builtin tools on offer, which makes a call of another one undeclared.
+    #[must_use]
+    pub fn builtin_tools(mut self, tools: impl IntoIterator<Item = BuiltinTool>) -> Parser {
+        self.offer.builtin = Some(tools.into_iter().collect());
+        self
+    }
+
+    /// What to make of calls of undeclared tools. Without [`Parser::tools`] no function is one, and
+    /// without [`Parser::builtin_tools`] no builtin tool.
+    #[must_use]
+    pub fn undeclared(mut self, policy: UndeclaredTool) -> Parser {
+        self.offer.undeclared = policy;
+        self
+    }
+
+    /// Whether a turn goes on after `<|call|>`, so that it may have several calls. Off by default: the
+    /// models are trained to stop there, and what they add is rarely meant.
+    #[must_use]
+    pub fn parallel_calls(mut self, allowed: bool) -> Parser {
+        self.parallel_calls = allowed;
         self
     }
 
@@ -86,8 +112,8 @@ impl Parser {
         }
     }
 
-    /// Whether the turn is over: `<|return|>`, `<|call|>` or `<|endoftext|>` has come, or a message
-    /// that is not the assistant's. Never in a transcript.
+    /// Whether the turn is over: `<|return|>`, `<|endoftext|>` or (without parallel calls) `<|call|>`
+    /// has come, or a message that is not the assistant's. Never in a transcript.
     pub fn is_done(&self) -> bool {
         matches!(self.state, State::Done(..))
     }
@@ -95,8 +121,8 @@ impl Parser {
     /// Takes the next token and yields the events it completes.
     ///
     /// # Errors
-    /// [`ErrorKind::Malformed`] in strict mode only, naming the problem and the token's index. The
-    /// parser is then done.
+    /// [`ErrorKind::Malformed`] in strict mode, and for undeclared tools that are rejected, naming the
+    /// problem and the token's index. The parser is then done.
     pub fn push(&mut self, token: u32) -> Result<Drain<'_, Event>> {
         let tokenizer = Arc::clone(&self.tokenizer);
         match (tokenizer.special(token), tokenizer.token_bytes(token)) {
@@ -153,7 +179,7 @@ impl Parser {
                 raw.push(bytes);
                 if raw.is_overdue() {
                     let text = raw.text();
-                    match raw.salvage(&self.tools, self.mode) {
+                    match raw.salvage(&self.offer, self.mode) {
                         Some((resolved, content)) => {
                             self.open_with(resolved, text, &content);
                         }
@@ -264,7 +290,7 @@ impl Parser {
 
     /// `<|message|>` after a header.
     fn message(&mut self, raw: RawHeader) {
-        let resolved = raw.resolve(&self.tools, self.mode);
+        let resolved = raw.resolve(&self.offer, self.mode);
         self.open(resolved, raw.text());
     }
 
@@ -272,7 +298,7 @@ impl Parser {
     fn end_header(&mut self, raw: RawHeader, end: Terminator) {
         // A header that the stream's end cut off in a recipient is not content.
         let cut = end == Terminator::Truncated && raw.text().contains("to=");
-        match raw.salvage(&self.tools, self.mode).filter(|_| !cut) {
+        match raw.salvage(&self.offer, self.mode).filter(|_| !cut) {
             Some((resolved, content)) => {
                 if self.open_with(resolved, raw.text(), &content) {
                     self.close(end);
@@ -324,8 +350,11 @@ impl Parser {
     }
 
     fn after(&mut self, end: Terminator) {
-        let ends_turn =
-            matches!(end, Terminator::Call | Terminator::Return | Terminator::EndOfText);
+        let ends_turn = match end {
+            Terminator::Return | Terminator::EndOfText => true,
+            Terminator::Call => !self.parallel_calls,
+            _ => false,
+        };
         self.state = if ends_turn && !self.transcript {
             State::Done(RepairKind::AfterEnd, 0, Vec::new())
         } else {
@@ -335,7 +364,11 @@ impl Parser {
 
     fn repair(&mut self, kind: RepairKind, raw: String) {
         let token_index = self.pushed;
-        if self.mode == Mode::Tolerant {
+        let is_error = match kind {
+            RepairKind::UndeclaredTool => self.offer.undeclared == UndeclaredTool::Reject,
+            _ => self.mode == Mode::Strict,
+        };
+        if !is_error {
             self.events.push(Event::Repaired(Repair { kind, token_index, raw }));
         } else if self.error.is_none() {
             let found = if raw.is_empty() { String::new() } else { format!(": {raw:?}") };

@@ -26,6 +26,8 @@ pub struct RenderRequest<'a> {
     /// Whether the prompt ends in an open `<|start|>assistant` for the model to go on from. Without,
     /// the conversation is rendered as for training: the last answer ends in `<|return|>`.
     pub add_generation_prompt: bool,
+    /// What control tokens spelled in the conversation's text become.
+    pub untrusted: Untrusted,
     /// Further variables for a checkpoint's own template; the native renderer has no use for them.
     pub variables: Option<&'a serde_json::Map<String, serde_json::Value>>,
 }
@@ -40,9 +42,25 @@ impl Default for RenderRequest<'_> {
             identity: None,
             date: None,
             add_generation_prompt: true,
+            untrusted: Untrusted::Escape,
             variables: None,
         }
     }
+}
+
+/// What becomes of control tokens that the caller's text spells: a user who types `<|end|>`, a tool
+/// that returns it, a schema or an identity that has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Untrusted {
+    /// They are text, as in OpenAI's library: the model reads them, and they mean nothing.
+    #[default]
+    Escape,
+    /// They are an error, [`crate::ErrorKind::InvalidMessage`], whatever the vocabulary.
+    Reject,
+    /// They are control tokens, as where a rendered prompt is tokenized whole (transformers). Whoever
+    /// wrote any part of the conversation can then forge any other part.
+    Trusted,
 }
 
 /// Which analysis of earlier turns stays in the prompt.
@@ -89,7 +107,7 @@ impl History {
 #[non_exhaustive]
 pub struct Rendered {
     /// The prompt as token ids. Only the renderer's own markers are control tokens: those in the
-    /// conversation's text are text.
+    /// conversation's text are text, unless it was [`Untrusted::Trusted`].
     pub tokens: Vec<u32>,
     /// The same as text, in which that difference cannot be seen: for people, not for tokenizing.
     pub text: String,
@@ -109,7 +127,8 @@ pub enum RendererKind {
 
 /// Makes prompts from conversations.
 ///
-/// In both renderers control tokens typed by a user or returned by a tool are plain text.
+/// In both renderers control tokens typed by a user or returned by a tool are plain text, unless
+/// [`RenderRequest::untrusted`] says otherwise.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Renderer {
@@ -148,7 +167,11 @@ impl Renderer {
     /// [`crate::ErrorKind::Tokenizer`] a vocabulary without the control tokens used.
     pub fn render(&self, request: &RenderRequest<'_>, tokenizer: &Tokenizer) -> Result<Rendered> {
         let (prompt, used) = self.prompt(request)?;
-        Ok(Rendered { tokens: prompt.tokens(tokenizer)?, text: prompt.into_text(), used })
+        Ok(Rendered {
+            tokens: prompt.tokens(tokenizer, request.untrusted)?,
+            text: prompt.into_text(),
+            used,
+        })
     }
 
     /// Renders to text alone, without a tokenizer.
@@ -174,19 +197,21 @@ impl Renderer {
         }
         let today = today();
         let dated = RenderRequest { date: request.date.or(Some(&today)), ..*request };
-        match self {
+        let (prompt, used) = match self {
             Renderer::Template(template) if Template::can_express(request) => {
-                Ok((template.render(&dated)?, RendererKind::Template))
+                (template.render(&dated)?, RendererKind::Template)
             }
             Renderer::Template(_) => {
-                Ok((native::render(&Dialect::template(), &dated), RendererKind::Native))
+                (native::render(&Dialect::template(), &dated), RendererKind::Native)
             }
             Renderer::Native(dialect) if dialect.always_dated => {
-                Ok((native::render(dialect, &dated), RendererKind::Native))
+                (native::render(dialect, &dated), RendererKind::Native)
             }
-            Renderer::Native(dialect) => {
-                Ok((native::render(dialect, request), RendererKind::Native))
-            }
+            Renderer::Native(dialect) => (native::render(dialect, request), RendererKind::Native),
+        };
+        match prompt.spelled_control() {
+            Some(token) if request.untrusted == Untrusted::Reject => Err(spelled(request, token)),
+            _ => Ok((prompt, used)),
         }
     }
 }
@@ -228,10 +253,13 @@ impl Prompt {
         self.text(name)
     }
 
-    fn tokens(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    fn tokens(&self, tokenizer: &Tokenizer, untrusted: Untrusted) -> Result<Vec<u32>> {
         let mut tokens = Vec::new();
         for piece in &self.pieces {
             match piece {
+                Piece::Text(text) if untrusted == Untrusted::Trusted => {
+                    tokens.extend(tokenizer.encode_with_special(text)?)
+                }
                 Piece::Text(text) => tokens.extend(tokenizer.encode(text)?),
                 Piece::Marker(text) => tokens
                     .push(tokenizer.special_id(text).ok_or_else(|| {
@@ -247,6 +275,18 @@ impl Prompt {
         Ok(tokens)
     }
 
+    /// The first control token that text spells: the renderers write none of their own as text.
+    fn spelled_control(&self) -> Option<&str> {
+        self.pieces.iter().find_map(|piece| match piece {
+            Piece::Text(text) => text.match_indices("<|").find_map(|(at, _)| {
+                let name = &text[at + 2..];
+                let length = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
+                (length > 0 && name[length..].starts_with("|>")).then(|| &text[at..at + length + 4])
+            }),
+            Piece::Marker(_) => None,
+        })
+    }
+
     fn into_text(self) -> String {
         self.pieces
             .into_iter()
@@ -255,6 +295,17 @@ impl Prompt {
             })
             .collect()
     }
+}
+
+/// The error for a control token that the text of `request` spells and must not.
+fn spelled(request: &RenderRequest<'_>, token: &str) -> Error {
+    let spells = |m: &Message| serde_json::to_string(m).is_ok_and(|json| json.contains(token));
+    let place = match request.messages.iter().position(spells) {
+        Some(index) => format!("message {index}"),
+        None => "the request".to_owned(),
+    };
+    let message = format!("{place} spells the control token {token}, which is to be rejected");
+    Error::new(crate::ErrorKind::InvalidMessage, message)
 }
 
 /// Today in UTC as `YYYY-MM-DD`.
