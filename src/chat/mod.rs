@@ -1,5 +1,6 @@
 //! Conversations: [`Model`] answers a [`ChatRequest`] with a stream of [`ChatEvent`]s or a
-//! [`ChatResponse`], and a [`ChatSession`] keeps a conversation together with its cached past.
+//! [`ChatResponse`], a [`ChatSession`] keeps a conversation together with its cached past, and
+//! [`ChatSession::run_tools`] runs the tools that the model calls.
 //!
 //! The top of the crate: it loads a checkpoint into the layers below, has [`crate::harmony`] write
 //! the prompt and read the answer, and has [`crate::generation`] run the model in between. It knows
@@ -12,6 +13,7 @@ mod request;
 mod response;
 mod session;
 mod stream;
+mod tools;
 
 pub use builder::ModelBuilder;
 pub use model::{Model, Prompt};
@@ -19,3 +21,4 @@ pub use request::ChatRequest;
 pub use response::{ChatEvent, ChatResponse, TokenLogprob, TopLogprob};
 pub use session::ChatSession;
 pub use stream::ChatStream;
+pub use tools::{ToolErrors, ToolLoop, ToolLoopHandle};
