@@ -1,6 +1,7 @@
 //! Conversations: [`Model`] answers a [`ChatRequest`] with a stream of [`ChatEvent`]s or a
 //! [`ChatResponse`], a [`ChatSession`] keeps a conversation together with its cached past, and
-//! [`ChatSession::run_tools`] runs the tools that the model calls.
+//! [`ChatSession::run_tools`] runs the tools that the model calls. [`openai`] has the shapes of
+//! OpenAI's chat API.
 //!
 //! The top of the crate: it loads a checkpoint into the layers below, has [`crate::harmony`] write
 //! the prompt and read the answer, and has [`crate::generation`] run the model in between. It knows
@@ -8,6 +9,7 @@
 
 mod builder;
 mod model;
+pub mod openai;
 mod prefix;
 mod request;
 mod response;
