@@ -34,6 +34,7 @@
 //!
 //! - `hub` (default): [`Model::builder`] takes `owner/name` and downloads it. Without it the crate has
 //!   no network code.
+//! - `schemars`: `harmony::Tool::typed` declares a tool from a type with `#[derive(JsonSchema)]`.
 //!
 //! # Environment
 //!

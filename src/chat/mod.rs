@@ -1,5 +1,7 @@
 //! Conversations: [`Model`] answers a [`ChatRequest`] with a stream of [`ChatEvent`]s or a
-//! [`ChatResponse`], and a [`ChatSession`] keeps a conversation together with its cached past.
+//! [`ChatResponse`], a [`ChatSession`] keeps a conversation together with its cached past, and
+//! [`ChatSession::run_tools`] runs the tools that the model calls. [`openai`] has the shapes of
+//! OpenAI's chat API.
 //!
 //! The top of the crate: it loads a checkpoint into the layers below, has [`crate::harmony`] write
 //! the prompt and read the answer, and has [`crate::generation`] run the model in between. It knows
@@ -7,11 +9,13 @@
 
 mod builder;
 mod model;
+pub mod openai;
 mod prefix;
 mod request;
 mod response;
 mod session;
 mod stream;
+mod tools;
 
 pub use builder::ModelBuilder;
 pub use model::{Model, Prompt};
@@ -19,3 +23,4 @@ pub use request::ChatRequest;
 pub use response::{ChatEvent, ChatResponse, TokenLogprob, TopLogprob};
 pub use session::ChatSession;
 pub use stream::ChatStream;
+pub use tools::{ToolErrors, ToolLoop, ToolLoopHandle};

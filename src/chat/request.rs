@@ -1,7 +1,7 @@
 //! [`ChatRequest`]: what a chat is asked for.
 
 use crate::generation::SamplingParams;
-use crate::harmony::{BuiltinTool, Effort, Message, RenderRequest, Tool};
+use crate::harmony::{BuiltinTool, Effort, Message, RenderRequest, Tool, ToolChoice};
 use serde::{Deserialize, Serialize};
 
 /// A conversation and how to go on with it.
@@ -28,6 +28,8 @@ pub struct ChatRequest {
     /// Builtin tools on offer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub builtin_tools: Vec<BuiltinTool>,
+    /// Whether the tools are on offer in this turn.
+    pub tool_choice: ToolChoice,
     /// How much to think.
     pub effort: Effort,
     /// Who the model is; `None` for the sentence it was trained with.
@@ -77,6 +79,11 @@ impl ChatRequest {
         self
     }
 
+    /// Sets [`ChatRequest::tool_choice`].
+    pub fn tool_choice(self, tool_choice: ToolChoice) -> Self {
+        Self { tool_choice, ..self }
+    }
+
     /// Sets [`ChatRequest::effort`].
     pub fn effort(self, effort: Effort) -> Self {
         Self { effort, ..self }
@@ -107,12 +114,21 @@ impl ChatRequest {
         Self { logprobs: Some(top), ..self }
     }
 
+    /// The tools on offer in this turn.
+    pub(super) fn offered(&self) -> (&[Tool], &[BuiltinTool]) {
+        match self.tool_choice {
+            ToolChoice::Auto => (&self.tools, &self.builtin_tools),
+            ToolChoice::None => (&[], &[]),
+        }
+    }
+
     /// What the renderer is given.
     pub(super) fn render_request(&self) -> RenderRequest<'_> {
+        let (tools, builtin_tools) = self.offered();
         RenderRequest {
             messages: &self.messages,
-            tools: &self.tools,
-            builtin_tools: &self.builtin_tools,
+            tools,
+            builtin_tools,
             effort: self.effort,
             identity: self.identity.as_deref(),
             date: self.date.as_deref(),

@@ -55,6 +55,11 @@ impl ChatSession {
         &self.state.request.messages
     }
 
+    /// The conversation and its settings.
+    pub fn request(&self) -> &ChatRequest {
+        &self.state.request
+    }
+
     /// The conversation and its settings, to be changed between turns. Messages that stay the same
     /// stay cached.
     pub fn request_mut(&mut self) -> &mut ChatRequest {

@@ -1,8 +1,7 @@
 //! The typed conversation: messages, tool declarations, and what an assistant's turn is made of.
 //! Plain data with serde; rendering and parsing live in the sibling modules.
 
-use crate::{Error, ErrorKind, Result};
-use serde::de::DeserializeOwned;
+use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -185,20 +184,6 @@ impl ToolCall {
         }
     }
 
-    /// The arguments as a typed value.
-    ///
-    /// # Errors
-    /// [`ErrorKind::ToolArguments`], with the raw text, when they are not JSON of that shape.
-    pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_str(&self.arguments).map_err(|e| {
-            let message = format!(
-                "arguments of tool call {} do not parse: {e}, found {:?}",
-                self.name, self.arguments
-            );
-            Error::new(ErrorKind::ToolArguments, message).with_source(e)
-        })
-    }
-
     /// How harmony addresses the tool: `functions.NAME`, or the bare name of a builtin tool.
     pub fn recipient(&self) -> String {
         self.kind.recipient(&self.name)
@@ -265,6 +250,19 @@ impl Tool {
     }
 }
 
+/// Whether the model may call tools. It cannot be made to: that takes constrained decoding.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ToolChoice {
+    /// The model decides.
+    #[default]
+    Auto,
+    /// The prompt offers no tools. A call that the model invents all the same is reported as the call
+    /// it is. The prompt's beginning changes with this, so of what is cached little is reused.
+    None,
+}
+
 /// A tool the model was trained with and knows by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -274,6 +272,23 @@ pub enum BuiltinTool {
     Browser,
     /// A Jupyter kernel: `python`.
     Python,
+}
+
+impl BuiltinTool {
+    /// The tool that calls of `name`, such as `browser.search`, are for.
+    pub(crate) fn of(name: &str) -> Option<BuiltinTool> {
+        let namespace = name.split('.').next();
+        let all = [BuiltinTool::Browser, BuiltinTool::Python];
+        all.into_iter().find(|tool| Some(tool.namespace()) == namespace)
+    }
+
+    /// What the names of its functions begin with: `browser`, `python`.
+    pub(crate) fn namespace(self) -> &'static str {
+        match self {
+            BuiltinTool::Browser => "browser",
+            BuiltinTool::Python => "python",
+        }
+    }
 }
 
 /// How much the model is asked to think before it answers.

@@ -11,6 +11,7 @@
 //! | module | what |
 //! |---|---|
 //! | `message` | the typed conversation |
+//! | `arguments`, `typed` | a call's arguments as a typed value, a tool's declaration from a type |
 //! | [`openai`] | conversations from the shape of OpenAI's chat API |
 //! | `render` | [`Renderer`]: a conversation to tokens, by one of the two below |
 //! | `native`, `typescript`, `builtin` | the typed renderer and its [`Dialect`]s |
@@ -20,6 +21,7 @@
 //!
 //! Everything here works on text and token ids; nothing knows of models or generation.
 
+mod arguments;
 mod builtin;
 mod collect;
 mod draft;
@@ -34,12 +36,16 @@ mod parse;
 mod python_json;
 mod render;
 mod template;
+#[cfg(feature = "schemars")]
+mod typed;
 mod typescript;
 
+pub use arguments::{ArgumentsError, ArgumentsRepair, RepairedArguments};
 pub use collect::{Collector, ParsedMessage};
 pub use event::{Channel, Content, Event, Header, Mode, Primed, Repair, RepairKind, Terminator};
 pub use message::{
-    AssistantMessage, BuiltinTool, Effort, Item, Message, Tool, ToolCall, ToolKind, ToolOutput,
+    AssistantMessage, BuiltinTool, Effort, Item, Message, Tool, ToolCall, ToolChoice, ToolKind,
+    ToolOutput,
 };
 pub use native::{ContentType, Dialect, RecipientPosition, TextWithCall, ToolText};
 pub use offer::UndeclaredTool;

@@ -252,11 +252,7 @@ impl<'a> Reader<'a> {
             |value: &Value, name: &str| value.get(name).and_then(Value::as_str).map(str::to_owned);
         let name = text(function, "name")
             .ok_or_else(|| self.error(format!("has tool call {i} without a name")))?;
-        let is_builtin = match name.split('.').next() {
-            Some("python") => builtin.contains(&BuiltinTool::Python),
-            Some("browser") => builtin.contains(&BuiltinTool::Browser),
-            _ => false,
-        };
+        let is_builtin = BuiltinTool::of(&name).is_some_and(|tool| builtin.contains(&tool));
         let arguments = match (function.get("arguments").unwrap_or(&Value::Null), arguments) {
             (Value::Null, _) => "{}".to_owned(),
             (Value::String(text), StringArguments::Parse) => text.clone(),

@@ -8,11 +8,19 @@ use gpt_oss_puzzle::weights::{Checkpoint, tiny_config, write_tiny_checkpoint};
 use half::bf16;
 use std::path::Path;
 
+/// What follows what; a single byte is that byte's token.
+pub type Table = [(&'static [u8], &'static [&'static [u8]])];
+
+/// Writes the checkpoint of [`TABLE`].
+pub fn write_bigram_checkpoint(dir: &Path) {
+    write_bigram_checkpoint_of(dir, TABLE);
+}
+
 /// Writes the checkpoint. After each token the listed ones follow with equal probability.
 ///
 /// The residual stream is as wide as the vocabulary and its embedding is the identity; attention and
 /// experts add nothing; the head is the table.
-pub fn write_bigram_checkpoint(dir: &Path) {
+pub fn write_bigram_checkpoint_of(dir: &Path, table: &Table) {
     let random = tempfile::tempdir().unwrap();
     write_tiny_checkpoint(random.path(), 0).unwrap();
     std::fs::create_dir_all(dir).unwrap();
@@ -50,7 +58,7 @@ pub fn write_bigram_checkpoint(dir: &Path) {
             tokenizer.encode_with_special(text).unwrap()[0] as usize
         }
     };
-    for (token, next) in TABLE {
+    for (token, next) in table {
         for next in *next {
             head[id(next) * size + id(token)] = 0.0;
         }
@@ -63,8 +71,8 @@ fn matrix(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
 }
 
-/// What follows what; a single byte is that byte's token.
-const TABLE: &[(&[u8], &[&[u8]])] = &[
+/// Random turns of every shape, with calls of `python`.
+const TABLE: &Table = &[
     (b"assistant", &[b"<|channel|>"]),
     (b"<|channel|>", &[b"analysis", b"final", b"commentary"]),
     (b"analysis", &[b"<|message|>"]),
