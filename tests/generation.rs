@@ -580,7 +580,7 @@ fn a_cache_that_no_system_has_room_for_is_an_error() {
     assert_eq!(error.kind(), ErrorKind::InvalidRequest);
     assert_eq!(
         error.to_string(),
-        "a key-value cache of 4294967294 pages of 262144 bytes cannot be reserved"
+        "a key-value cache of 4294967294 pages of 262144 bytes cannot be addressed"
     );
 }
 
