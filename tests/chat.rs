@@ -623,6 +623,13 @@ fn loading_names_what_is_wrong() {
     }
     assert_eq!(fail(at(dir.path()).prefill_chunk(0)).1, "prefill_chunk is 0, expected at least 1");
     assert_eq!(fail(at(dir.path()).sequences(0)).1, "sequences is 0, expected at least 1");
+    assert_eq!(
+        fail(at(dir.path()).threads(99_999)),
+        (
+            ErrorKind::InvalidRequest,
+            "99999 threads were asked for, expected at most 1024".to_owned()
+        )
+    );
     let (kind, message) = fail(at(dir.path()).sequences(usize::MAX));
     assert_eq!(kind, ErrorKind::InvalidRequest, "{message}");
     let (kind, message) = fail(at(dir.path()).kv_dtype(KvDtype::Fp8).kv_scales(Vec::new()));

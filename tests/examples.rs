@@ -107,6 +107,7 @@ fn a_model_that_is_not_there_is_named() {
         assert_eq!(code(&output), Some(1), "{name}");
         assert!(stderr(&output).contains("no/such/place"), "{name}: {}", stderr(&output));
         assert!(output.stdout.is_empty(), "{name}: {}", stdout(&output));
+        assert_eq!(stderr(&output).lines().count(), 1, "said once: {}", stderr(&output));
     }
     let deep = ["--synthetic", "gpt-oss-120b", "-p", "512", "-d", "131000"];
     let deep = run("bench", &deep, b"");

@@ -6,7 +6,8 @@ mod tokenizers;
 use gpt_oss_puzzle::harmony::openai::{Request, StringArguments};
 use gpt_oss_puzzle::harmony::{
     AssistantMessage, BuiltinTool, ContentType, Dialect, Effort, History, Item, Message,
-    RecipientPosition, RenderRequest, Renderer, RendererKind, Template, Tool, ToolCall, ToolKind,
+    RecipientPosition, RenderRequest, Rendered, Renderer, RendererKind, Template, Tool, ToolCall,
+    ToolKind,
 };
 use gpt_oss_puzzle::{ErrorKind, Result};
 use serde_json::{Value, json};
@@ -134,6 +135,27 @@ fn harmony_dialect_is_token_equal_to_the_library() {
         let tokens: Vec<u32> = serde_json::from_value(case["tokens"].clone()).expect("tokens");
         assert_eq!(rendered.tokens, tokens, "{}", case["name"]);
     }
+}
+
+#[test]
+fn dialects_and_prompts_survive_json() {
+    for dialect in [Dialect::harmony(), Dialect::template()] {
+        let json = serde_json::to_string(&dialect).expect("JSON");
+        assert_eq!(serde_json::from_str::<Dialect>(&json).expect("a dialect"), dialect, "{json}");
+    }
+    assert_eq!(
+        serde_json::to_value(Dialect::harmony()).expect("JSON"),
+        json!({
+            "recipient": "in_role", "content_type": "constrain", "tool_text": "raw",
+            "text_with_call": "preamble", "typescript": "harmony",
+            "blank_after_instructions": false, "always_dated": false, "history": "current_turn",
+        })
+    );
+    let messages = [Message::user("q")];
+    let request = RenderRequest { messages: &messages, ..RenderRequest::default() };
+    let rendered = embedded().render(&request, &tiny()).expect("renders");
+    let json = serde_json::to_string(&rendered).expect("JSON");
+    assert_eq!(serde_json::from_str::<Rendered>(&json).expect("a prompt"), rendered);
 }
 
 fn weather() -> [Tool; 1] {

@@ -11,10 +11,15 @@ pub(crate) fn exit(result: Result<ExitCode, Box<dyn Error>>) -> ExitCode {
         if io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) {
             return ExitCode::SUCCESS;
         }
-        eprintln!("error: {error}");
+        let mut told = error.to_string();
+        eprintln!("error: {told}");
         let mut cause = error.source();
         while let Some(error) = cause {
-            eprintln!("  caused by: {error}");
+            let text = error.to_string();
+            if !told.contains(&text) {
+                eprintln!("  caused by: {text}");
+                told = text;
+            }
             cause = error.source();
         }
         ExitCode::FAILURE

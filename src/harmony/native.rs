@@ -8,6 +8,7 @@ use super::python_json;
 use super::render::{History, Prompt, RenderRequest};
 use super::typescript::{self, TypeScript};
 use crate::tokenizer::Special;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// The sentence the models were trained with.
@@ -15,7 +16,7 @@ pub(super) const IDENTITY: &str = "You are ChatGPT, a large language model train
 
 /// Where harmony's renderers differ. The two presets are the forms in circulation; a field can be
 /// changed to mix them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dialect {
     /// Where a tool call names its recipient.
     pub recipient: RecipientPosition,
@@ -36,7 +37,8 @@ pub struct Dialect {
 }
 
 /// Where a tool call names its recipient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RecipientPosition {
     /// `<|start|>assistant to=functions.f<|channel|>commentary`
@@ -46,7 +48,8 @@ pub enum RecipientPosition {
 }
 
 /// How a tool call states its content type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ContentType {
     /// ` json`
@@ -56,7 +59,8 @@ pub enum ContentType {
 }
 
 /// How tool results and arguments are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ToolText {
     /// As they are.
@@ -66,7 +70,8 @@ pub enum ToolText {
 }
 
 /// How [`Item::Text`] before a tool call of the same message is rendered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TextWithCall {
     /// As a preamble, on the commentary channel.

@@ -5,6 +5,7 @@ use super::native::{self, Dialect};
 use super::template::Template;
 use crate::tokenizer::{Special, Tokenizer};
 use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Everything a prompt is made from. `RenderRequest { messages, ..Default::default() }` reads well.
@@ -64,7 +65,8 @@ pub enum Untrusted {
 }
 
 /// Which analysis of earlier turns stays in the prompt.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum History {
     /// The chat template's rule: only analysis beside a tool call, and only while no later message of
@@ -103,7 +105,7 @@ impl History {
 }
 
 /// A prompt.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Rendered {
     /// The prompt as token ids. Only the renderer's own markers are control tokens: those in the
@@ -116,7 +118,8 @@ pub struct Rendered {
 }
 
 /// Which renderer made a prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum RendererKind {
     /// The typed renderer of this crate.

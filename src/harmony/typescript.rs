@@ -4,10 +4,12 @@
 
 use super::message::Tool;
 use super::python_json;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Which of the two forms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TypeScript {
     /// OpenAI's harmony library: nested objects indented, with their descriptions and defaults.

@@ -65,7 +65,7 @@ impl GptOss {
     ///
     /// # Errors
     /// `Checkpoint` for a tensor that is missing or has the wrong dtype or shape; `InvalidRequest`
-    /// when `MAX_CPU_ISA` names no instruction set.
+    /// when `MAX_CPU_ISA` names no instruction set, and for more than 1,024 threads.
     pub fn new(checkpoint: &Checkpoint, threads: usize) -> Result<GptOss> {
         let cpu = Cpu::new(threads).map_err(Error::invalid_request)?;
         GptOss::with_cpu(checkpoint, cpu)

@@ -59,6 +59,9 @@ pub struct Cpu {
     pool: Pool,
 }
 
+/// More than the cores of any machine.
+const MAX_THREADS: usize = 1024;
+
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Cpu").field("isa", &self.isa()).field("threads", &self.threads()).finish()
@@ -71,8 +74,14 @@ impl Cpu {
     ///
     /// # Errors
     ///
-    /// When `MAX_CPU_ISA` is set to something other than `scalar`, `avx2` or `avx512`.
+    /// When `MAX_CPU_ISA` is set to something other than `scalar`, `avx2` or `avx512`, and for more than
+    /// 1,024 threads: the system ends a process that starts more than it can hold.
     pub fn new(threads: usize) -> Result<Cpu, String> {
+        if threads > MAX_THREADS {
+            return Err(format!(
+                "{threads} threads were asked for, expected at most {MAX_THREADS}"
+            ));
+        }
         let cap = std::env::var_os("MAX_CPU_ISA");
         let isa = Isa::detect(cap.as_deref().map(|cap| cap.to_string_lossy()).as_deref())?;
         let kernels = Kernels::of(isa).ok_or("no kernels for the detected tier")?;
