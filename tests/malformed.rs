@@ -293,3 +293,18 @@ fn values_that_are_not_finite_are_refused_when_read() {
         assert!(error.to_string().contains(part), "{error}");
     }
 }
+
+#[test]
+fn a_part_of_a_fused_tensor_goes_by_the_name_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut draft = common::original(&Draft::new(1));
+    let name = "block.1.attn.qkv.bias";
+    let elements = draft.tensor(name).bytes.len() / 2;
+    draft.tensor(name).bytes[2 * elements - 2..].copy_from_slice(&half::bf16::NAN.to_le_bytes());
+    draft.write(dir.path());
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let error = checkpoint.f32("model.layers.1.self_attn.v_proj.bias", &[32]).unwrap_err();
+    for part in ["`block.1.attn.qkv.bias`", &format!("element {} is NaN", elements - 1)] {
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}

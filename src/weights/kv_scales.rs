@@ -70,7 +70,7 @@ fn scalar(name: &str, tensor: &StoredTensor) -> Result<f32> {
             tensor.file().display()
         )));
     }
-    let value = widen(tensor, name)?.first().copied().unwrap_or(f32::NAN);
+    let value = widen(tensor, name, 0)?.first().copied().unwrap_or(f32::NAN);
     if value.is_finite() && value > 0.0 {
         return Ok(value);
     }

@@ -211,7 +211,11 @@ impl Checkpoint {
     /// `Checkpoint` when the tensor is missing, has another dtype or shape, or holds a value that
     /// is not finite.
     pub fn f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
-        widen(&self.tensor(name, shape, Stored::Vector)?, name)
+        let tensor = self.tensor(name, shape, Stored::Vector)?;
+        let (stored, part) = self.layout.stored(name, &self.config);
+        let before =
+            part.map_or(0, |(rows, _)| shape.iter().skip(1).fold(rows.start, |n, d| n * d));
+        widen(&tensor, &stored, before)
     }
 
     /// The experts of `layer`: `projection` is `gate_up_proj` or `down_proj`, each of the layer's E
@@ -278,8 +282,9 @@ impl Checkpoint {
     }
 }
 
-/// The elements of a float tensor in f32, every one finite.
-fn widen(tensor: &StoredTensor, name: &str) -> Result<Vec<f32>> {
+/// The elements of a float tensor in f32, every one finite. For messages: its name in the file, and how
+/// many elements of it come before these.
+fn widen(tensor: &StoredTensor, name: &str, before: usize) -> Result<Vec<f32>> {
     let bytes = tensor.bytes();
     let values: Vec<f32> = match tensor.dtype() {
         Dtype::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
@@ -289,8 +294,9 @@ fn widen(tensor: &StoredTensor, name: &str) -> Result<Vec<f32>> {
     match values.iter().position(|v| !v.is_finite()) {
         None => Ok(values),
         Some(at) => Err(Error::checkpoint(format!(
-            "tensor {}: element {at} is {}, expected finite numbers, in {}",
+            "tensor {}: element {} is {}, expected finite numbers, in {}",
             shown(name),
+            before + at,
             values[at],
             tensor.file().display()
         ))),
