@@ -1,5 +1,6 @@
 //! [`ChatRequest`]: what a chat is asked for.
 
+use super::Reasoning;
 use crate::generation::SamplingParams;
 use crate::harmony::{BuiltinTool, Effort, Message, RenderRequest, Tool};
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,14 @@ pub struct ChatRequest {
     /// Reports each token's log-probability and those of this many most likely tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<usize>,
+    /// How long to think, and what of it to show.
+    #[serde(skip_serializing_if = "Reasoning::is_default")]
+    pub reasoning: Reasoning,
+    /// Texts that end the answer, none of them empty; the first to come up does, and neither it nor
+    /// what follows is part of the answer. Looked for in the answer alone: not in the chain of thought,
+    /// words before a tool call, or arguments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
 }
 
 impl ChatRequest {
@@ -105,6 +114,22 @@ impl ChatRequest {
     /// Sets [`ChatRequest::logprobs`].
     pub fn logprobs(self, top: usize) -> Self {
         Self { logprobs: Some(top), ..self }
+    }
+
+    /// Sets [`ChatRequest::reasoning`].
+    pub fn reasoning(self, reasoning: Reasoning) -> Self {
+        Self { reasoning, ..self }
+    }
+
+    /// Adds to [`ChatRequest::stop`].
+    pub fn stop<S: Into<String>>(mut self, texts: impl IntoIterator<Item = S>) -> Self {
+        self.stop.extend(texts.into_iter().map(Into::into));
+        self
+    }
+
+    /// Whether the model may call tools.
+    pub(super) fn offers_tools(&self) -> bool {
+        !self.tools.is_empty() || !self.builtin_tools.is_empty()
     }
 
     /// What the renderer is given.
