@@ -16,7 +16,7 @@ use gpt_oss_puzzle::generation::{
     FinishReason, GenerateOptions, GeneratedToken, Generator, SamplingParams, StopTokens,
 };
 use gpt_oss_puzzle::harmony::{BuiltinTool, Effort, Item, Message, Repair, Tool};
-use speaking::{AGAIN, CALLING, ENDLESS, LOOPING, PREAMBLE, biased, events, speaking, tiny};
+use speaking::{AGAIN, CALLING, EMPTY, ENDLESS, LOOPING, PREAMBLE, biased, events, speaking, tiny};
 
 const SWITCH: &str = "<|end|><|start|>assistant<|channel|>final<|message|>";
 
@@ -159,7 +159,7 @@ fn the_answer_is_never_empty_from_the_documented_minimum_on() {
     let model = speaking();
     let (mut reserved, mut called) = (0, 0);
     for max_tokens in Reasoning::RESERVED_FROM..=90 {
-        for (seed, biases) in [ENDLESS, AGAIN, PREAMBLE, LOOPING, &[]].into_iter().enumerate() {
+        for (seed, biases) in [ENDLESS, AGAIN, PREAMBLE, EMPTY, &[]].into_iter().enumerate() {
             let seed = seed as u64 + 5 * max_tokens as u64;
             let request = biased(&model, seed, biases).max_tokens(max_tokens);
             let response = model.chat(&request).unwrap();

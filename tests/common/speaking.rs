@@ -48,6 +48,16 @@ pub const LOOPING: &[(&str, f32)] = &[
     ("<|call|>", -30.0),
     ("\u{f0}", -30.0),
 ];
+/// Ends every message as soon as it has begun.
+pub const EMPTY: &[(&str, f32)] = &[
+    ("<|end|>", 45.0),
+    ("<|message|>", 20.0),
+    ("<|start|>", 20.0),
+    ("assistant", 20.0),
+    ("<|channel|>", 20.0),
+    ("analysis", 30.0),
+    ("final", 20.0),
+];
 /// Speaks before a tool call that never comes.
 pub const PREAMBLE: &[(&str, f32)] = &[
     ("commentary", 10.0),
