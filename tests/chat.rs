@@ -10,7 +10,7 @@ mod checkpoint;
 
 use gpt_oss_puzzle::cache::KvDtype;
 use gpt_oss_puzzle::chat::{
-    ChatEvent, ChatRequest, ChatResponse, ChatSession, ChatStream, Model, ModelBuilder,
+    ChatEvent, ChatRequest, ChatResponse, ChatSession, ChatStream, Model, ModelBuilder, Reasoning,
 };
 use gpt_oss_puzzle::generation::{FinishReason, GenerateOptions, SamplingParams};
 use gpt_oss_puzzle::harmony::{
@@ -114,7 +114,8 @@ fn events_concatenated_are_the_response() {
             }
         }
         let (reason, usage, timings) = (response.finish_reason, response.usage, response.timings);
-        assert_eq!(events.last(), Some(&ChatEvent::Finish { reason, usage, timings }));
+        let finish = ChatEvent::Finish { reason: reason.clone(), usage, timings };
+        assert_eq!(events.last(), Some(&finish));
         assert_eq!(usage.completion_tokens, response.tokens.len());
         assert_eq!(usage.prompt_tokens, model.render(&request).unwrap().tokens.len());
         // Chain of thought is A, B and four tokens for an emoji.
@@ -661,7 +662,9 @@ fn data_types_survive_json() {
             .builtin_tools([BuiltinTool::Browser])
             .effort(Effort::Low)
             .identity("me")
-            .logprobs(3),
+            .logprobs(3)
+            .reasoning(Reasoning::default().max_tokens(0).min_answer_tokens(3).break_loops(false))
+            .stop(["END"]),
     );
     let json = r#"{"messages":[{"role":"user","content":"Hi"}],"effort":"low"}"#;
     let request_read: ChatRequest = serde_json::from_str(json).unwrap();
@@ -669,16 +672,19 @@ fn data_types_survive_json() {
     let model = speaking();
     let mut kinds = std::collections::BTreeSet::new();
     for seed in 0..40 {
-        for event in model.chat_stream(&request(seed).logprobs(1)).unwrap() {
+        // Short ones are cut off in headers, long ones in chains of thought.
+        let request = request(seed).logprobs(1).max_tokens(if seed % 2 == 0 { 60 } else { 10 });
+        for event in model.chat_stream(&request).unwrap() {
             let event = event.unwrap();
             same(&event);
             let json = serde_json::to_value(&event).unwrap();
             kinds.insert(json["event"].as_str().unwrap().to_owned());
         }
-        same(&model.chat(&request(seed).logprobs(1)).unwrap());
+        same(&model.chat(&request).unwrap());
     }
     let found: Vec<&str> = kinds.iter().map(String::as_str).collect();
     let expected = [
+        "budget_reached",
         "finish",
         "logprob",
         "preamble",

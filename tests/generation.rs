@@ -641,6 +641,7 @@ fn data_types_survive_json() {
     same(GenerationConfig::parse(r#"{"eos_token_id":[1,2],"temperature":0.5}"#).unwrap());
     same([FinishReason::Stop, FinishReason::ToolCalls, FinishReason::Length].to_vec());
     same(FinishReason::Cancelled);
+    same(FinishReason::StopSequence("END".into()));
     let (mut usage, mut timings) = (Usage::default(), Timings::default());
     (usage.prompt_tokens, usage.reasoning_tokens) = (5, 2);
     timings.decode = Duration::from_nanos(1_234_567_891);

@@ -102,7 +102,7 @@ fn every_call_is_answered_in_order_until_the_model_answers() {
         let finishes = RefCell::new(Vec::new());
         let options = ToolLoop::default().on_event(|event| {
             if let ChatEvent::Finish { reason, .. } = event {
-                finishes.borrow_mut().push(*reason);
+                finishes.borrow_mut().push(reason.clone());
             }
         });
         let answer = session

@@ -7,18 +7,22 @@
 //! the prompt and read the answer, and has [`crate::generation`] run the model in between. It knows
 //! nothing of tensors.
 
+mod budget;
 mod builder;
 mod model;
 pub mod openai;
 mod prefix;
+mod reasoning;
 mod request;
 mod response;
 mod session;
+mod stop_strings;
 mod stream;
 mod tools;
 
 pub use builder::ModelBuilder;
 pub use model::{Model, Prompt};
+pub use reasoning::{Reasoning, ReasoningCut};
 pub use request::ChatRequest;
 pub use response::{ChatEvent, ChatResponse, TokenLogprob, TopLogprob};
 pub use session::ChatSession;

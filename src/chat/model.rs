@@ -127,9 +127,13 @@ impl Model {
     /// The prompt of a request.
     ///
     /// # Errors
-    /// As [`Renderer::render`].
+    /// As [`Renderer::render`]; `InvalidRequest` when it skips thinking and must not, see
+    /// [`super::Reasoning`].
     pub fn render(&self, request: &ChatRequest) -> Result<Rendered> {
-        self.0.renderer.render(&request.render_request(), &self.0.tokenizer)
+        let tokenizer = &self.0.tokenizer;
+        let mut prompt = self.0.renderer.render(&request.render_request(), tokenizer)?;
+        request.reasoning.prefill(request, tokenizer, &mut prompt)?;
+        Ok(prompt)
     }
 
     /// Continues a raw prompt, token by token. The checkpoint's defaults, its stop tokens and this

@@ -1,5 +1,6 @@
 //! [`ChatRequest`]: what a chat is asked for.
 
+use super::Reasoning;
 use crate::generation::SamplingParams;
 use crate::harmony::{BuiltinTool, Effort, Message, RenderRequest, Tool, ToolChoice};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,14 @@ pub struct ChatRequest {
     /// Reports each token's log-probability and those of this many most likely tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<usize>,
+    /// How long to think, and what of it to show.
+    #[serde(skip_serializing_if = "Reasoning::is_default")]
+    pub reasoning: Reasoning,
+    /// Texts that end the answer, none of them empty; the first to come up does, and neither it nor
+    /// what follows is part of the answer. Looked for in the answer alone: not in the chain of thought,
+    /// words before a tool call, or arguments.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
 }
 
 impl ChatRequest {
@@ -120,6 +129,23 @@ impl ChatRequest {
             ToolChoice::Auto => (&self.tools, &self.builtin_tools),
             ToolChoice::None => (&[], &[]),
         }
+    }
+
+    /// Sets [`ChatRequest::reasoning`].
+    pub fn reasoning(self, reasoning: Reasoning) -> Self {
+        Self { reasoning, ..self }
+    }
+
+    /// Adds to [`ChatRequest::stop`].
+    pub fn stop<S: Into<String>>(mut self, texts: impl IntoIterator<Item = S>) -> Self {
+        self.stop.extend(texts.into_iter().map(Into::into));
+        self
+    }
+
+    /// Whether the model may call tools.
+    pub(super) fn offers_tools(&self) -> bool {
+        let (tools, builtin_tools) = self.offered();
+        !tools.is_empty() || !builtin_tools.is_empty()
     }
 
     /// What the renderer is given.

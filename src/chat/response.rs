@@ -1,5 +1,6 @@
 //! What a chat gives back: events while it runs, and the whole once it has ended.
 
+use super::ReasoningCut;
 use crate::generation::{FinishReason, Timings, Usage};
 use crate::harmony::{AssistantMessage, Repair, ToolCall, ToolKind};
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,13 @@ pub enum ChatEvent {
     Logprob(TokenLogprob),
     /// The model's output was malformed, and this is how it was understood.
     Repaired(Repair),
+    /// The chain of thought was ended; see [`super::Reasoning`]. At most once.
+    BudgetReached {
+        /// How many tokens it had.
+        reasoning_tokens: usize,
+        /// Why it was ended.
+        cut: ReasoningCut,
+    },
     /// The end; nothing follows.
     Finish {
         /// Why it ended.
@@ -98,11 +106,18 @@ pub struct ChatResponse {
     /// Where the model's output was malformed, and how it was understood.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repairs: Vec<Repair>,
-    /// One entry per token, when they were asked for.
+    /// One entry per token that was drawn, when they were asked for: none for
+    /// [`ChatResponse::forced`] tokens, which the model did not choose.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub logprobs: Vec<TokenLogprob>,
-    /// Every generated token, control tokens included.
+    /// Every generated token, control tokens and forced ones included.
     pub tokens: Vec<u32>,
+    /// Which of them, as indices, were not drawn but put there to end the chain of thought.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forced: Vec<usize>,
+    /// Why the chain of thought was ended, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reasoning_cut: Option<ReasoningCut>,
     /// The seed of the draws: the same request with this seed gives the same tokens.
     pub seed: u64,
 }

@@ -1,16 +1,19 @@
 //! [`ChatStream`]: an answer while it is made.
 
+use super::budget::Budget;
 use super::session::SessionState;
-use super::{ChatEvent, ChatRequest, ChatResponse, Model, TokenLogprob, TopLogprob};
+use super::stop_strings::StopStrings;
+use super::{ChatEvent, ChatRequest, ChatResponse, Model, ReasoningCut, TokenLogprob, TopLogprob};
 use crate::generation::{CancelHandle, FinishReason, GeneratedToken, Generator, Timings, Usage};
 use crate::harmony::{
-    AssistantMessage, Collector, Content, Event, Item, Message, Mode, Parser, Primed, ToolCall,
+    AssistantMessage, Collector, Content, Event, Item, Message, Mode, Parser, Repair, ToolCall,
 };
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 use std::collections::VecDeque;
 use std::iter::FusedIterator;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// An answer while it is made: an iterator of [`ChatEvent`]s, the last of which is
 /// [`ChatEvent::Finish`].
@@ -25,6 +28,10 @@ pub struct ChatStream<'m> {
     usage: Usage,
     timings: Timings,
     parser: Parser,
+    budget: Budget,
+    stops: StopStrings,
+    /// Whether chain of thought is kept from the caller.
+    hidden: bool,
     collector: Collector,
     queue: VecDeque<ChatEvent>,
     /// What the message being read is.
@@ -39,7 +46,10 @@ pub struct ChatStream<'m> {
     /// The prompt (in a session) and every generated token.
     tokens: Vec<u32>,
     prompt_tokens: usize,
+    /// Which of the generated ones were forced.
+    forced: Vec<usize>,
     reasoning_tokens: usize,
+    reasoning_cut: Option<ReasoningCut>,
     session: Option<&'m mut SessionState>,
     response: Option<ChatResponse>,
     ended: bool,
@@ -48,13 +58,16 @@ pub struct ChatStream<'m> {
 impl<'m> ChatStream<'m> {
     pub(super) fn new(
         model: &'m Model,
-        generator: Generator<'m>,
+        mut generator: Generator<'m>,
         request: &ChatRequest,
     ) -> Result<ChatStream<'m>> {
         let tokenizer = model.tokenizer().clone();
-        let parser = Parser::new(tokenizer.clone(), Primed::Role, Mode::Tolerant)?
+        let parser = Parser::new(tokenizer.clone(), request.reasoning.primed(), Mode::Tolerant)?
             .tools(request.tools.iter().map(|tool| tool.name.as_str()));
         Ok(ChatStream {
+            budget: Budget::new(request, &tokenizer, &mut generator)?,
+            stops: StopStrings::new(&request.stop)?,
+            hidden: request.reasoning.hidden,
             cancel: generator.cancel_handle(),
             usage: generator.usage(),
             timings: generator.timings(),
@@ -70,7 +83,9 @@ impl<'m> ChatStream<'m> {
             logprobs: Vec::new(),
             tokens: Vec::new(),
             prompt_tokens: 0,
+            forced: Vec::new(),
             reasoning_tokens: 0,
+            reasoning_cut: None,
             session: None,
             response: None,
             ended: false,
@@ -117,14 +132,22 @@ impl<'m> ChatStream<'m> {
 
     /// Runs one step of the model, or ends the answer.
     fn advance(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let stopped = self.stops.found().is_some();
         let next = match self.generator.as_mut() {
             // The parser also ends a turn in which the model goes on to speak for a user or a tool.
-            Some(generator) if !self.parser.is_done() => generator.next(),
+            Some(generator) if !self.parser.is_done() && !stopped => generator.next(),
             _ => None,
         };
         if let Some(generator) = &self.generator {
             self.usage = Usage { reasoning_tokens: self.reasoning_tokens, ..generator.usage() };
-            self.timings = generator.timings();
+            let Timings { mut reasoning, mut answer, .. } = self.timings;
+            match self.content {
+                Some(Content::Reasoning) => reasoning += started.elapsed(),
+                Some(Content::Text) => answer += started.elapsed(),
+                _ => {}
+            }
+            self.timings = Timings { reasoning, answer, ..generator.timings() };
         }
         match next {
             Some(token) => self.take(token?),
@@ -133,8 +156,15 @@ impl<'m> ChatStream<'m> {
     }
 
     fn take(&mut self, token: GeneratedToken) -> Result<()> {
+        if token.forced {
+            self.forced.push(self.tokens.len() - self.prompt_tokens);
+        }
         self.tokens.push(token.id);
-        if let Some(logprobs) = token.logprobs {
+        // The message a token belongs to is the one that was open before it; markers are in none. A
+        // header may turn out to be a chain of thought.
+        let reasoning = self.content == Some(Content::Reasoning);
+        let hidden = self.hidden && (reasoning || self.content.is_none());
+        if let Some(logprobs) = token.logprobs.filter(|_| !hidden) {
             let bytes = |id| self.tokenizer.token_bytes(id).unwrap_or_default().to_vec();
             let logprob = TokenLogprob {
                 id: token.id,
@@ -151,18 +181,56 @@ impl<'m> ChatStream<'m> {
             self.logprobs.push(logprob.clone());
             self.queue.push_back(ChatEvent::Logprob(logprob));
         }
-        // The message a token belongs to is the one that was open before it; markers are in none.
-        let reasoning = self.content == Some(Content::Reasoning);
         if reasoning && self.tokenizer.special(token.id).is_none() {
             self.reasoning_tokens += 1;
             self.usage.reasoning_tokens += 1;
         }
         let events: Vec<Event> = self.parser.push(token.id)?.collect();
         events.into_iter().for_each(|event| self.handle(event));
+        self.limit(token.id)
+    }
+
+    /// Ends the chain of thought when it is time to.
+    fn limit(&mut self, id: u32) -> Result<()> {
+        let Some(generator) = self.generator.as_mut().filter(|_| !self.parser.is_done()) else {
+            return Ok(());
+        };
+        let reasoning_tokens = self.reasoning_tokens;
+        let (content, tokenizer) = (self.content, &*self.tokenizer);
+        let cut = self.budget.follow(id, content, reasoning_tokens, tokenizer, generator)?;
+        if let Some(cut) = cut {
+            self.reasoning_cut = Some(cut);
+            self.queue.push_back(ChatEvent::BudgetReached { reasoning_tokens, cut });
+        }
         Ok(())
     }
 
+    /// Takes what the parser reports, up to a stop string.
     fn handle(&mut self, event: Event) {
+        if self.stops.found().is_some() {
+            return;
+        }
+        let event = match event {
+            Event::Delta(text) if self.content == Some(Content::Text) => {
+                Event::Delta(self.stops.push(&text))
+            }
+            Event::Close(_) => {
+                let held = self.stops.flush();
+                self.tell(Event::Delta(held));
+                event
+            }
+            Event::Repaired(repair) if self.hidden => {
+                Event::Repaired(Repair { raw: String::new(), ..repair })
+            }
+            event => event,
+        };
+        self.tell(event);
+    }
+
+    fn tell(&mut self, event: Event) {
+        if matches!(&event, Event::Delta(text) if text.is_empty()) {
+            return;
+        }
         self.collector.push(event.clone());
         match event {
             Event::Open(header) => {
@@ -174,6 +242,7 @@ impl<'m> ChatStream<'m> {
                 }
             }
             Event::Delta(text) => self.queue.push_back(match self.content {
+                Some(Content::Reasoning) if self.hidden => return,
                 Some(Content::Reasoning) => ChatEvent::Reasoning(text),
                 Some(Content::Preamble) => ChatEvent::Preamble(text),
                 Some(Content::ToolCall) => {
@@ -203,6 +272,7 @@ impl<'m> ChatStream<'m> {
     /// The answer so far.
     fn message(&self) -> AssistantMessage {
         let mut message = self.collector.assistant();
+        message.items.retain(|item| !(self.hidden && matches!(item, Item::Reasoning { .. })));
         let calls = message.items.iter_mut().filter_map(|item| match item {
             Item::ToolCall(call) => Some(call),
             _ => None,
@@ -218,19 +288,23 @@ impl<'m> ChatStream<'m> {
         let events: Vec<Event> = self.parser.finish()?.collect();
         events.into_iter().for_each(|event| self.handle(event));
         let Some(generator) = &self.generator else { return Ok(()) };
-        let reason = match generator.finish_reason().unwrap_or(FinishReason::Stop) {
-            FinishReason::Stop if self.called => FinishReason::ToolCalls,
-            reason => reason,
+        let reason = generator.finish_reason().unwrap_or(FinishReason::Stop);
+        let reason = match self.stops.found() {
+            Some(stop) => FinishReason::StopSequence(stop.to_owned()),
+            None if reason == FinishReason::Stop && self.called => FinishReason::ToolCalls,
+            None => reason,
         };
         let (usage, timings) = (self.usage, self.timings);
         self.response = Some(ChatResponse {
             message: self.message(),
-            finish_reason: reason,
+            finish_reason: reason.clone(),
             usage,
             timings,
             repairs: self.collector.repairs().to_vec(),
             logprobs: std::mem::take(&mut self.logprobs),
             tokens: self.tokens[self.prompt_tokens..].to_vec(),
+            forced: std::mem::take(&mut self.forced),
+            reasoning_cut: self.reasoning_cut,
             seed: generator.seed(),
         });
         self.queue.push_back(ChatEvent::Finish { reason, usage, timings });

@@ -6,6 +6,7 @@ use crate::cache::Sequence;
 use crate::model::{Batch, GptOss, LogitRows};
 use crate::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::iter::FusedIterator;
 use std::time::Instant;
 
@@ -18,6 +19,10 @@ pub struct GeneratedToken {
     /// How likely it was, when [`GenerateOptions::logprobs`] asked for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<TokenLogprobs>,
+    /// Whether it was not drawn but put there by [`Generator::force`]. Such a token has no
+    /// log-probability: the model did not choose it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
 }
 
 /// Says where weights may have gone wrong when logits do.
@@ -33,6 +38,10 @@ pub struct Generator<'m> {
     sequence: Sequence,
     /// Fed before the next token can be drawn: the rest of the prompt, then each token.
     pending: Vec<u32>,
+    /// Yielded before the next token is drawn.
+    forced: VecDeque<u32>,
+    /// Not to be drawn next.
+    forbidden: Vec<u32>,
     sampler: Sampler,
     stop: StopTokens,
     logprobs: Option<usize>,
@@ -107,6 +116,8 @@ impl<'m> Generator<'m> {
         Ok(Generator {
             model,
             pending: prompt[cached..].to_vec(),
+            forced: VecDeque::new(),
+            forbidden: Vec::new(),
             sampler: Sampler::new(options.sampling.clone(), prompt, vocab_size)?,
             stop: StopTokens::new(stop.ids(), &options.stop_tokens, &[]),
             logprobs: options.logprobs,
@@ -141,9 +152,52 @@ impl<'m> Generator<'m> {
         self.cancel.clone()
     }
 
+    /// Goes on with `ids` instead of tokens that are drawn. They are yielded one by one, flagged, and
+    /// go through the model together when the next token is drawn after them. They count as generated:
+    /// what exceeds the requested number of tokens is left out, and one that ends the answer ends it.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for an id outside the vocabulary; nothing is then forced.
+    pub fn force(&mut self, ids: &[u32]) -> Result<()> {
+        self.check(ids)?;
+        self.forced.extend(ids);
+        Ok(())
+    }
+
+    /// Whether the next token is one that was forced.
+    pub fn is_forcing(&self) -> bool {
+        !self.forced.is_empty()
+    }
+
+    /// Keeps `ids` from being drawn as the next token that is drawn, whatever their bias; any after it
+    /// may be any again. They are to leave some token that can be drawn.
+    ///
+    /// # Errors
+    /// `InvalidRequest` for an id outside the vocabulary; nothing is then forbidden.
+    pub fn forbid(&mut self, ids: &[u32]) -> Result<()> {
+        self.check(ids)?;
+        self.forbidden.extend(ids);
+        Ok(())
+    }
+
+    fn check(&self, ids: &[u32]) -> Result<()> {
+        let vocab_size = self.model.config().vocab_size;
+        match ids.iter().find(|id| **id as usize >= vocab_size) {
+            Some(id) => Err(Error::invalid_request(format!(
+                "token {id} is outside the vocabulary of {vocab_size}"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Most tokens that will be generated: those asked for, or what fits the context.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
     /// Why the generation ended; `None` while it goes on, and after an error.
     pub fn finish_reason(&self) -> Option<FinishReason> {
-        self.finish_reason
+        self.finish_reason.clone()
     }
 
     /// Token counts so far.
@@ -161,8 +215,8 @@ impl<'m> Generator<'m> {
         self.sampler.seed()
     }
 
-    /// The sequence: the prompt and every generated token but the last, which is not fed before the
-    /// next is asked for.
+    /// The sequence: the prompt and the generated tokens but for the last, and forced ones before it,
+    /// which are not fed before the next is drawn.
     pub fn sequence(&self) -> &Sequence {
         &self.sequence
     }
@@ -184,10 +238,16 @@ impl<'m> Generator<'m> {
             if self.cancel.is_cancelled() {
                 return Ok(None);
             }
-            let (chunk, later) = rest.split_at(rest.len().min(self.prefill_chunk));
+            // No chunk goes across the end of the prompt, where the sequence may be forked.
+            let prompt_left = self.usage.prompt_tokens.saturating_sub(self.sequence.len());
+            let most = if prompt_left > 0 { prompt_left } else { rest.len() };
+            let (chunk, later) = rest.split_at(rest.len().min(most).min(self.prefill_chunk));
             let rows = if later.is_empty() { LogitRows::Last } else { LogitRows::None };
             let batch = Batch::single(&self.sequence, chunk, rows);
             let logits = self.model.forward(&batch, &mut [&mut self.sequence])?;
+            if self.keep_prompt && self.sequence.len() == self.usage.prompt_tokens {
+                self.prompt_sequence = Some(self.sequence.fork());
+            }
             if later.is_empty() {
                 return Ok(Some(logits.flatten_all()?.to_vec1()?));
             }
@@ -196,6 +256,16 @@ impl<'m> Generator<'m> {
     }
 
     fn step(&mut self) -> Result<Option<GeneratedToken>> {
+        if self.cancel.is_cancelled() {
+            self.finish_reason = Some(FinishReason::Cancelled);
+            return Ok(None);
+        }
+        if let Some(id) = self.forced.pop_front() {
+            self.pending.push(id);
+            self.sampler.note(id);
+            self.count(id);
+            return Ok(Some(GeneratedToken { id, logprobs: None, forced: true }));
+        }
         let first = self.started.is_none();
         let started = *self.started.get_or_insert_with(Instant::now);
         let logits = self.feed();
@@ -206,25 +276,29 @@ impl<'m> Generator<'m> {
             self.finish_reason = Some(FinishReason::Cancelled);
             return Ok(None);
         };
-        if first && self.keep_prompt {
-            self.prompt_sequence = Some(self.sequence.fork());
-        }
-        let id = self.sampler.sample(&logits).map_err(|e| self.explain(e))?;
+        let id =
+            self.sampler.sample_except(&logits, &self.forbidden).map_err(|e| self.explain(e))?;
+        self.forbidden.clear();
         self.pending.clear();
         self.pending.push(id);
-        self.usage.completion_tokens += 1;
+        self.count(id);
         if first {
             self.timings.first_token = started.elapsed();
         } else {
             self.timings.decode = started.elapsed() - self.timings.first_token;
         }
+        let logprobs = self.logprobs.map(|top| TokenLogprobs::new(&logits, id, top));
+        Ok(Some(GeneratedToken { id, logprobs, forced: false }))
+    }
+
+    /// Counts a token of the answer, which may end it.
+    fn count(&mut self, id: u32) {
+        self.usage.completion_tokens += 1;
         if self.stop.contains(id) {
             self.finish_reason = Some(FinishReason::Stop);
         } else if self.usage.completion_tokens == self.max_tokens {
             self.finish_reason = Some(FinishReason::Length);
         }
-        let logprobs = self.logprobs.map(|top| TokenLogprobs::new(&logits, id, top));
-        Ok(Some(GeneratedToken { id, logprobs }))
     }
 
     /// Adds the reason to an error about logits.

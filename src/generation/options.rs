@@ -69,7 +69,7 @@ impl GenerateOptions {
 }
 
 /// Why an answer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FinishReason {
@@ -82,6 +82,8 @@ pub enum FinishReason {
     Length,
     /// A [`CancelHandle`] was used.
     Cancelled,
+    /// This stop string came up in the answer; found by [`crate::chat`] alone.
+    StopSequence(String),
 }
 
 /// How many tokens went where.
@@ -92,7 +94,7 @@ pub struct Usage {
     pub prompt_tokens: usize,
     /// Those of them that were in the cache already.
     pub cached_tokens: usize,
-    /// Generated tokens, the one that ended the answer included.
+    /// Generated tokens, forced ones and the one that ended the answer included.
     pub completion_tokens: usize,
     /// Those of them that were chain of thought, without message headers; counted by [`crate::chat`].
     pub reasoning_tokens: usize,
@@ -108,6 +110,12 @@ pub struct Timings {
     pub first_token: Duration,
     /// From the first token to the last.
     pub decode: Duration,
+    /// Making the tokens that were chain of thought; timed by [`crate::chat`].
+    #[serde(default)]
+    pub reasoning: Duration,
+    /// Making the tokens of the answer's text; timed by [`crate::chat`].
+    #[serde(default)]
+    pub answer: Duration,
 }
 
 impl Timings {

@@ -220,6 +220,11 @@ impl Sampler {
     /// # Errors
     /// `Numeric` when a logit is not finite, naming the first such token, or when there are none.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
+        self.sample_except(logits, &[])
+    }
+
+    /// The same without the tokens `forbidden`, which no bias brings back.
+    pub(super) fn sample_except(&mut self, logits: &[f32], forbidden: &[u32]) -> Result<u32> {
         if logits.is_empty() {
             return Err(Error::new(ErrorKind::Numeric, "there are no logits to draw from"));
         }
@@ -231,13 +236,19 @@ impl Sampler {
         scores.clear();
         scores.extend_from_slice(logits);
         self.penalise(&mut scores);
+        forbidden.iter().for_each(|&id| scores[id as usize] = f32::NEG_INFINITY);
         let id = match self.params.temperature.unwrap_or(1.0) {
             0.0 => argmax(&scores),
             temperature => self.draw(&scores, temperature)?,
         };
         self.scores = scores;
-        *self.seen.entry(id).or_default() += 1;
+        self.note(id);
         Ok(id)
+    }
+
+    /// Takes a token of the answer that was not drawn here.
+    pub(super) fn note(&mut self, id: u32) {
+        *self.seen.entry(id).or_default() += 1;
     }
 
     /// The tokens that [`Sampler::sample`] would draw from, by ascending id.
