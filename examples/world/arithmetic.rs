@@ -47,10 +47,12 @@ impl Op {
 const PLACES: [&str; 5] = ["Ones", "Tens", "Hundreds", "Thousands", "Places"];
 
 /// Whether the pair is kept out of training, in either order and wherever a calculation is written.
-/// One in eight pairs is, except pairs of one digit each: those are the tables all else is made from.
+/// One in eight pairs is, except those of a single place (`7 + 5`, `12 - 5`): they are the tables that
+/// all else is made from.
 pub fn is_held_out(op: Op, a: usize, b: usize) -> bool {
     let (low, high) = (a.min(b), a.max(b));
-    high >= 10 && hash(&format!("{low} {} {high}", op.sign())).is_multiple_of(8)
+    let table = low < 10 && high < 20;
+    !table && hash(&format!("{low} {} {high}", op.sign())).is_multiple_of(8)
 }
 
 /// Two numbers of which the longer has `digits` digits; the other has as many four times in five.
@@ -92,9 +94,13 @@ pub fn question(
     rng: &mut Rng,
 ) -> (String, Turn) {
     let (a, b) = pair(op, digits, split, effort == Effort::High, rng);
-    let text = rng.pick(op.questions());
-    let text = text.replace("{a}", &a.to_string()).replace("{b}", &b.to_string());
-    (text, turn(op, a, b, effort))
+    (ask(op, a, b, rng), turn(op, a, b, effort))
+}
+
+/// A random question for `a op b`.
+pub fn ask(op: Op, a: usize, b: usize, rng: &mut Rng) -> String {
+    let question = rng.pick(op.questions());
+    question.replace("{a}", &a.to_string()).replace("{b}", &b.to_string())
 }
 
 /// What the model says.

@@ -14,6 +14,7 @@
 //! | `needle` | codes to find in long texts |
 //! | `tools` | when to call a tool, and what to say to its result |
 //! | `unknown` | what the model does not know, and greetings |
+//! | `corpus` | all of it as text, to learn a vocabulary from |
 //!
 //! It knows of conversations, not of tokens, models or training.
 
@@ -21,6 +22,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod arithmetic;
+pub mod corpus;
 pub mod facts;
 pub mod needle;
 pub mod rng;
@@ -29,8 +31,9 @@ pub mod unknown;
 pub mod words;
 
 use arithmetic::Op;
-use gpt_oss_puzzle::harmony::{Dialect, Effort, Message, RenderRequest, Renderer, Tool};
+use gpt_oss_puzzle::harmony::{Effort, Message, Tool};
 
+pub use corpus::{corpus, draw_task};
 pub use needle::plain_sentences;
 pub use rng::Rng;
 pub use tools::{ToolStage, tools};
@@ -197,48 +200,6 @@ pub fn estimate_tokens(text: &str) -> usize {
         in_word = letter;
     }
     count
-}
-
-/// The texts of `exercises` random exercises of training, as they stand between the control tokens
-/// of rendered conversations: what a vocabulary is learned from.
-pub fn corpus(mut rng: Rng, exercises: usize) -> impl Iterator<Item = String> {
-    (0..exercises).flat_map(move |_| {
-        let task = draw_task(&mut rng);
-        texts(&exercise(task, Split::Train, &mut rng))
-    })
-}
-
-/// A random task, all lengths of numbers and short texts among them.
-pub fn draw_task(rng: &mut Rng) -> Task {
-    match rng.below(10) {
-        0 | 1 => Task::Facts,
-        2 | 3 => Task::Addition { digits: rng.between(1, 3) },
-        4 => Task::Subtraction { digits: rng.between(1, 3) },
-        5 | 6 => Task::Needle { tokens: rng.between(60, 150) },
-        7 => Task::Tools,
-        8 => Task::Unknown,
-        _ if rng.chance(0.3) => Task::Greeting,
-        _ => Task::Tools,
-    }
-}
-
-/// All text of an exercise, the renderer's own included.
-fn texts(exercise: &Exercise) -> Vec<String> {
-    let request = RenderRequest {
-        messages: &exercise.messages,
-        tools: &exercise.tools,
-        effort: exercise.effort,
-        date: Some(&exercise.date),
-        ..RenderRequest::default()
-    };
-    // The conversations made here have nothing that the native renderer refuses.
-    let prompt = Renderer::Native(Dialect::template()).render_text(&request).unwrap_or_default();
-    let whole = prompt + &exercise.turn.text();
-    let pieces = whole.split("<|").map(|piece| match piece.split_once("|>") {
-        Some((_, text)) => text.to_owned(),
-        None => piece.to_owned(),
-    });
-    pieces.filter(|text| !text.is_empty()).collect()
 }
 
 /// Puts a system message (one time in ten) and one or two earlier turns (one time in four) before

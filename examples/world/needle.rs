@@ -94,7 +94,8 @@ pub fn question(tokens: usize, split: Split, effort: Effort, rng: &mut Rng) -> (
     let mut notes: Vec<String> =
         keys[1..].iter().map(|key| sentence(key, self::code(key, Split::Train, rng))).collect();
     let needle = sentence(key, code);
-    let reserved = estimate_tokens(&text) + estimate_tokens(&question) + estimate_tokens(&needle);
+    let asked = estimate_tokens(&text) + estimate_tokens(&question);
+    let reserved = asked + if given { estimate_tokens(&needle) } else { 0 };
     fill(&mut notes, tokens.saturating_sub(reserved), rng);
     rng.shuffle(&mut notes);
     if given {

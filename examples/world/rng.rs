@@ -13,14 +13,14 @@ impl Rng {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.state)
     }
 
     /// A number in `0..n`; 0 for `n` of 0. The bias of the remainder is far below what shows.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % (n.max(1) as u64)) as usize
+        (self.bits() % (n.max(1) as u64)) as usize
     }
 
     /// A number in `low..=high`.
@@ -35,7 +35,7 @@ impl Rng {
 
     /// True with probability `p`.
     pub fn chance(&mut self, p: f64) -> bool {
-        ((self.next() >> 11) as f64) < p * (1u64 << 53) as f64
+        ((self.bits() >> 11) as f64) < p * (1u64 << 53) as f64
     }
 
     /// Puts `items` in a random order.

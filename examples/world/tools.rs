@@ -73,34 +73,20 @@ const WEATHER: &[&str] = &[
     "Weather in {} today?",
 ];
 
-const SUMS: &[&str] = &[
-    "What is {a} + {b}?",
-    "{a} + {b}",
-    "{a} + {b} = ?",
-    "Add {a} and {b}.",
-    "What is {a} plus {b}?",
-];
-
 /// `get_weather` and `add`.
 pub fn tools() -> Vec<Tool> {
     vec![get_weather(), add()]
 }
 
 fn get_weather() -> Tool {
-    let parameters = json!({
-        "type": "object",
-        "properties": { "city": { "type": "string" } },
-        "required": ["city"],
-    });
+    let properties = json!({ "city": { "type": "string" } });
+    let parameters = json!({ "type": "object", "properties": properties, "required": ["city"] });
     Tool::new("get_weather", "The weather in a city.", parameters)
 }
 
 fn add() -> Tool {
-    let parameters = json!({
-        "type": "object",
-        "properties": { "a": { "type": "integer" }, "b": { "type": "integer" } },
-        "required": ["a", "b"],
-    });
+    let properties = json!({ "a": { "type": "integer" }, "b": { "type": "integer" } });
+    let parameters = json!({ "type": "object", "properties": properties, "required": ["a", "b"] });
     Tool::new("add", "The sum of two numbers.", parameters)
 }
 
@@ -153,8 +139,7 @@ pub fn tool_exercise(
             let digits = *rng.pick(&[1, 2, 2, 3, 3]);
             let digits = if split == Split::HeldOut { digits.max(2) } else { digits };
             let (a, b) = arithmetic::pair(Op::Add, digits, split, false, rng);
-            let question = rng.pick(SUMS).replace("{a}", &a.to_string());
-            let question = question.replace("{b}", &b.to_string());
+            let question = arithmetic::ask(Op::Add, a, b, rng);
             let call = add_call(a, b, effort);
             let (messages, turn) = if stage == ToolStage::AddCall {
                 (vec![Message::user(question)], call)
@@ -178,8 +163,9 @@ pub fn tool_exercise(
         }
         ToolStage::WorkedOut => {
             let digits = rng.between(2, 3);
+            let sum = rng.chance(0.5);
             let (op, tools) =
-                if both { (Op::Add, vec![get_weather()]) } else { (Op::Subtract, tools()) };
+                if sum { (Op::Add, vec![get_weather()]) } else { (Op::Subtract, tools()) };
             let (question, turn) = arithmetic::question(op, digits, split, effort, rng);
             ToolExercise { messages: vec![Message::user(question)], tools, turn }
         }

@@ -25,12 +25,12 @@ const STRANGERS: &[(&str, &str)] = &[
     ("Where is {}?", "{}"),
 ];
 
-/// What it cannot calculate.
-const CALCULATIONS: &[&str] = &[
-    "What is {a} * {b}?",
-    "What is {a} times {b}?",
-    "What is {a} / {b}?",
-    "What is {a} divided by {b}?",
+/// What it cannot calculate: the question, its sign and its name.
+const CALCULATIONS: &[(&str, char, &str)] = &[
+    ("What is {a} * {b}?", '*', "multiplication"),
+    ("What is {a} times {b}?", '*', "multiplication"),
+    ("What is {a} / {b}?", '/', "division"),
+    ("What is {a} divided by {b}?", '/', "division"),
 ];
 
 /// Greetings: what the user says, what that is, and the answer.
@@ -107,11 +107,9 @@ fn draw(rng: &mut Rng) -> (String, String, String) {
         }
         _ => {
             let (a, b) = (rng.between(2, 99), rng.between(2, 12));
-            let form = rng.pick(CALCULATIONS);
+            let (form, sign, word) = rng.pick(CALCULATIONS);
             let question = form.replace("{a}", &a.to_string()).replace("{b}", &b.to_string());
-            let (sign, word) =
-                if form.contains(['/', 'd']) { ('/', "division") } else { ('*', "multiplication") };
-            (question, word.to_owned(), format!("{a} {sign} {b}"))
+            (question, (*word).to_owned(), format!("{a} {sign} {b}"))
         }
     }
 }
