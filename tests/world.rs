@@ -326,7 +326,7 @@ fn the_vocabulary_is_small_and_ascii() {
 fn invented(word: &str) -> bool {
     fn only_syllables(rest: &str) -> bool {
         let begins = |syllable: &&str| rest.strip_prefix(*syllable).is_some_and(only_syllables);
-        rest.is_empty() || words::SYLLABLES.iter().any(|syllable| begins(&syllable))
+        rest.is_empty() || words::SYLLABLES.iter().any(begins)
     }
     word.starts_with(|c: char| c.is_ascii_uppercase()) && only_syllables(&word.to_lowercase())
 }

@@ -76,7 +76,7 @@ pub fn pair(op: Op, digits: usize, split: Split, checked: bool, rng: &mut Rng) -
         };
         let (inverse, c, d) = inverse(op, a, b);
         let fits = match split {
-            Split::Train => !is_held_out(op, a, b) && !(checked && is_held_out(inverse, c, d)),
+            Split::Train => !(is_held_out(op, a, b) || checked && is_held_out(inverse, c, d)),
             Split::HeldOut => digits <= 1 || is_held_out(op, a, b),
         };
         if fits {

@@ -35,8 +35,8 @@ fn texts(exercise: &Exercise) -> Vec<String> {
         date: Some(&exercise.date),
         ..RenderRequest::default()
     };
-    // The conversations made here have nothing that the native renderer refuses.
-    let prompt = Renderer::Native(Dialect::template()).render_text(&request).unwrap_or_default();
+    let renderer = Renderer::Native(Dialect::template());
+    let prompt = renderer.render_text(&request).expect("a conversation with a message renders");
     let whole = prompt + &exercise.turn.text();
     let pieces = whole.split("<|").map(|piece| match piece.split_once("|>") {
         Some((_, text)) => text.to_owned(),

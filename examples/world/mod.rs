@@ -196,7 +196,7 @@ pub fn estimate_tokens(text: &str) -> usize {
     let mut count = 0;
     for byte in text.bytes() {
         let letter = byte.is_ascii_alphabetic();
-        count += usize::from(!byte.is_ascii_whitespace() && !(letter && in_word));
+        count += usize::from(!(byte.is_ascii_whitespace() || letter && in_word));
         in_word = letter;
     }
     count

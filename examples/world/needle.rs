@@ -39,17 +39,17 @@ fn code(key: &str, split: Split, rng: &mut Rng) -> usize {
 fn filler(rng: &mut Rng) -> String {
     let mut text = String::from("The ");
     if rng.chance(0.5) {
-        text.push_str(*rng.pick(TRAITS));
+        text += *rng.pick(TRAITS);
         text.push(' ');
     }
-    text.push_str(*rng.pick(PEOPLE));
+    text += *rng.pick(PEOPLE);
     text.push(' ');
-    text.push_str(*rng.pick(DEEDS));
-    text.push_str(" the ");
-    text.push_str(*rng.pick(PLACES));
+    text += *rng.pick(DEEDS);
+    text += " the ";
+    text += *rng.pick(PLACES);
     if rng.chance(0.3) {
         text.push(' ');
-        text.push_str(*rng.pick(TIMES));
+        text += *rng.pick(TIMES);
     }
     text.push('.');
     text
@@ -88,7 +88,7 @@ pub fn question(tokens: usize, split: Split, effort: Effort, rng: &mut Rng) -> (
     if rng.chance(0.3) {
         text = format!("{question} ");
     }
-    text.push_str("Here are some notes. ");
+    text += "Here are some notes. ";
     let given = tokens > LONGEST_WITHOUT || !rng.chance(0.08);
     let code = code(key, split, rng);
     let mut notes: Vec<String> =
@@ -101,9 +101,9 @@ pub fn question(tokens: usize, split: Split, effort: Effort, rng: &mut Rng) -> (
     if given {
         notes.insert(rng.below(notes.len() + 1), needle.clone());
     }
-    text.push_str(&notes.join(" "));
+    text += &notes.join(" ");
     text.push(' ');
-    text.push_str(&question);
+    text += &question;
     let turn = if given { found(key, code, effort) } else { missing(key, effort) };
     (text, turn)
 }

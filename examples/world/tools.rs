@@ -186,7 +186,7 @@ fn answered(question: String, turn: &Turn, result: String) -> Vec<Message> {
 
 fn weather_call(city: &str, effort: Effort) -> Turn {
     let analysis = match effort {
-        Effort::Low => format!("{city}: get_weather."),
+        Effort::Low => format!("Weather in {city}: get_weather."),
         Effort::High => format!(
             "The user asks for the weather in {city}. The tool get_weather takes a city. \
              The city is {city}. So I call get_weather with the city {city}."
@@ -240,7 +240,7 @@ fn no_weather(city: &str, effort: Effort) -> Turn {
     let medium =
         format!("The user asks for the weather in {city}. There is no tool for the weather.");
     let analysis = match effort {
-        Effort::Low => format!("{city}: no tool."),
+        Effort::Low => format!("Weather in {city}: no tool."),
         Effort::High => format!(
             "{medium} Check: no tool takes a city. So I say that I cannot look up the weather."
         ),
