@@ -1,0 +1,256 @@
+//! Trains the small gpt-oss-puzzle model that ships with the crate, from nothing but seeds.
+//!
+//! ```text
+//! cargo run --release --example train_tiny
+//! ```
+
+mod common;
+#[path = "train_tiny/batches.rs"]
+mod batches;
+#[path = "train_tiny/export.rs"]
+mod export;
+#[path = "train_tiny/loss_curve.rs"]
+mod loss_curve;
+#[path = "train_tiny/model.rs"]
+mod model;
+#[path = "train_tiny/mxfp4.rs"]
+mod mxfp4;
+#[path = "train_tiny/ops.rs"]
+mod ops;
+#[path = "train_tiny/vocabulary.rs"]
+mod vocabulary;
+#[path = "world/mod.rs"]
+mod world;
+
+use batches::{Mixture, TrainingBatch};
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Device, Tensor, Var};
+use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use clap::Parser;
+use gpt_oss_puzzle::tokenizer::Tokenizer;
+use gpt_oss_puzzle::{BlockConfig, ModelConfig};
+use indicatif::{ProgressBar, ProgressStyle};
+use model::{Mode, TinyModel};
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use world::Rng;
+
+/// Train the tiny model. The same steps and seed give the same files on the same kind of machine.
+/// Started again, a run that was stopped goes on from its last checkpoint.
+#[derive(Parser)]
+struct Args {
+    /// Where the model goes
+    #[arg(long, default_value = "examples/models/puzzle-tiny")]
+    out: PathBuf,
+    /// Where checkpoints and the log of the loss are kept on the way
+    #[arg(long, default_value = "target/train_tiny")]
+    work: PathBuf,
+    /// Optimizer steps
+    #[arg(long, default_value_t = 5000)]
+    steps: usize,
+    /// Tokens per step and shard; each of two shards runs on a thread of its own
+    #[arg(long, default_value_t = 3072)]
+    tokens: usize,
+    /// Highest learning rate
+    #[arg(long, default_value_t = 2e-3)]
+    lr: f64,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Stop after this step as if interrupted
+    #[arg(long)]
+    stop_at: Option<usize>,
+}
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Threads that share a step's batch. Part of what determines the result, so not the core count.
+const SHARDS: u64 = 2;
+/// Of all steps, those that warm up, and from where on experts are MXFP4.
+const WARM_UP: usize = 100;
+const MXFP4_FROM: f64 = 0.6;
+/// Weight of the balance between experts in the loss.
+const BALANCE: f64 = 0.01;
+const STEPS_PER_CHECKPOINT: usize = 250;
+
+fn main() -> ExitCode {
+    // Each shard is a thread already; candle's matrix products would otherwise start more.
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("RAYON_NUM_THREADS", "1") };
+    common::exit(run(&Args::parse()).map(|()| ExitCode::SUCCESS))
+}
+
+/// The architecture: Puzzle's alternation of windows and its two counts of experts, in small.
+fn config(vocab_size: usize) -> ModelConfig {
+    let mut config = ModelConfig::puzzle_88b();
+    config.vocab_size = vocab_size;
+    config.hidden_size = 128;
+    config.intermediate_size = 64;
+    config.num_attention_heads = 4;
+    config.num_key_value_heads = 2;
+    config.max_position_embeddings = 4096;
+    config.rope.rope_theta = 10_000.0;
+    config.rope.original_max_position_embeddings = 512;
+    config.rope.factor = 8.0;
+    config.rope.attention_factor = 0.1 * 8f64.ln() + 1.0;
+    let blocks =
+        [(16, Some(64)), (16, None), (16, Some(64)), (16, Some(512)), (8, Some(64)), (8, None)];
+    config.block_configs = blocks
+        .map(|(num_local_experts, sliding_window)| BlockConfig { num_local_experts, sliding_window })
+        .to_vec();
+    config
+}
+
+const VOCABULARY: usize = 1536;
+
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(&args.work)?;
+    let texts: Vec<String> = world::corpus(Rng::new(args.seed), 20_000).collect();
+    let tokenizer_json = vocabulary::train(texts.into_iter(), VOCABULARY).map_err(|e| e.to_string())?;
+    let tokenizer = Tokenizer::from_bytes(tokenizer_json.to_string().as_bytes())?;
+
+    let model = TinyModel::new(&config(VOCABULARY), &mut Rng::new(args.seed))?;
+    let mut losses = resume(&model, &args.work)?;
+    let (first, weights) = (losses.len(), model.parameters.values().map(|v| v.elem_count()));
+    eprintln!("{} parameters, from step {first}", weights.sum::<usize>());
+
+    let variables: Vec<Var> = model.parameters.values().cloned().collect();
+    let settings = ParamsAdamW { beta2: 0.99, weight_decay: 0.01, ..Default::default() };
+    let mut optimizer = AdamW::new(variables.clone(), settings)?;
+    let bar = ProgressBar::new(args.steps as u64).with_style(ProgressStyle::with_template(
+        "{wide_bar} {pos}/{len} {elapsed} + {eta}, loss {msg}",
+    )?);
+    bar.set_position(first as u64);
+    bar.reset_eta();
+    for step in first..args.steps.min(args.stop_at.unwrap_or(usize::MAX)) {
+        let done = step as f64 / args.steps as f64;
+        // After an interruption the optimizer's moments start anew, so it warms up again.
+        let warm = ((step - first + 1) as f64 / WARM_UP as f64).min(1.0);
+        optimizer.set_learning_rate(args.lr * warm * (1.0 - done).max(0.01));
+        let (loss, gradients) = step_gradients(&model, args, step, done, &tokenizer, &variables)?;
+        optimizer.step(&gradients)?;
+        losses.push(loss);
+        bar.set_message(format!("{loss:.4}"));
+        bar.inc(1);
+        if (step + 1) % STEPS_PER_CHECKPOINT == 0 {
+            save(&model, &losses, &args.work)?;
+            let recent = losses.iter().rev().take(100);
+            let mean = recent.clone().sum::<f64>() / recent.len() as f64;
+            bar.suspend(|| eprintln!("step {}: loss {mean:.4} over 100 steps", step + 1));
+        }
+    }
+    bar.finish_and_clear();
+    save(&model, &losses, &args.work)?;
+    loss_curve::draw(&losses, MXFP4_FROM, &args.work.join("loss.png"))?;
+    if losses.len() < args.steps {
+        return Ok(());
+    }
+    export::write(&model, &tokenizer_json, &tokenizer, args.seed, &args.out)?;
+    std::fs::copy(args.work.join("loss.png"), args.out.join("loss.png"))?;
+    writeln!(std::io::stdout(), "{}", args.out.display())?;
+    Ok(())
+}
+
+/// The loss of one step's batch, mean over predicted tokens, and its clipped gradients.
+fn step_gradients(
+    model: &TinyModel,
+    args: &Args,
+    step: usize,
+    done: f64,
+    tokenizer: &Tokenizer,
+    variables: &[Var],
+) -> Result<(f64, GradStore), Box<dyn Error>> {
+    let mixture = Mixture::at(done);
+    let batches = (0..SHARDS).map(|shard| {
+        let mut rng = Rng::new(args.seed << 40 | (step as u64 * SHARDS + shard + 1));
+        mixture.batch(args.tokens, &mut rng, tokenizer)
+    });
+    let batches = batches.collect::<Result<Vec<_>, _>>()?;
+    let predicted: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+    let mode = Mode { mxfp4: done >= MXFP4_FROM, kv_max: false };
+    let shard = |batch: &TrainingBatch| -> candle_core::Result<(f64, GradStore)> {
+        let share = batch.targets.len() as f64 / predicted as f64;
+        let forward = model.forward(&batch.inputs, mode)?;
+        let targets = Tensor::new(batch.targets.as_slice(), &Device::Cpu)?;
+        let loss = candle_nn::loss::cross_entropy(&forward.logits, &targets)?;
+        let balance = (forward.imbalance * (BALANCE / SHARDS as f64))?;
+        let gradients = ((&loss * share)? + balance)?.backward()?;
+        Ok((f64::from(loss.to_scalar::<f32>()?) * share, gradients))
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = batches.iter().map(|batch| scope.spawn(move || shard(batch))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("a shard panicked")).collect()
+    });
+    let mut loss = 0.0;
+    let mut sum: Option<GradStore> = None;
+    for result in results {
+        let (part, gradients) = result?;
+        loss += part;
+        sum = Some(match sum {
+            None => gradients,
+            Some(mut sum) => {
+                for variable in variables {
+                    if let Some(more) = gradients.get(variable) {
+                        let both = match sum.get(variable) {
+                            Some(some) => (some + more)?,
+                            None => more.clone(),
+                        };
+                        sum.insert(variable, both);
+                    }
+                }
+                sum
+            }
+        });
+    }
+    let mut gradients = sum.ok_or("no shards")?;
+    clip(&mut gradients, variables, 1.0)?;
+    Ok((loss, gradients))
+}
+
+/// Scales the gradients down to a norm of `most`.
+fn clip(gradients: &mut GradStore, variables: &[Var], most: f64) -> candle_core::Result<()> {
+    let mut square = 0.0;
+    for gradient in variables.iter().filter_map(|variable| gradients.get(variable)) {
+        square += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+    }
+    let norm = square.sqrt();
+    if norm > most {
+        for variable in variables {
+            if let Some(gradient) = gradients.remove(variable) {
+                gradients.insert(variable, (gradient * (most / norm))?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Writes the parameters and the losses so far, each beside its name first.
+fn save(model: &TinyModel, losses: &[f64], dir: &Path) -> Result<(), Box<dyn Error>> {
+    let mut parameters = std::collections::HashMap::new();
+    for (name, var) in &model.parameters {
+        parameters.insert(name.clone(), var.as_tensor().clone());
+    }
+    parameters.insert("losses".into(), Tensor::new(losses, &Device::Cpu)?);
+    candle_core::safetensors::save(&parameters, dir.join("parameters.tmp"))?;
+    std::fs::rename(dir.join("parameters.tmp"), dir.join("parameters.safetensors"))?;
+    Ok(())
+}
+
+/// Goes on from what [`save`] wrote, if it did: the losses so far.
+fn resume(model: &TinyModel, dir: &Path) -> Result<Vec<f64>, Box<dyn Error>> {
+    let path = dir.join("parameters.safetensors");
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let saved: BTreeMap<_, _> =
+        candle_core::safetensors::load(&path, &Device::Cpu)?.into_iter().collect();
+    for (name, var) in &model.parameters {
+        let tensor = saved.get(name).ok_or_else(|| format!("{} lacks {name}", path.display()))?;
+        var.set(tensor)?;
+    }
+    let losses = saved.get("losses").ok_or_else(|| format!("{} lacks losses", path.display()))?;
+    Ok(losses.to_dtype(DType::F64)?.to_vec1()?)
+}

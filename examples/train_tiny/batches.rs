@@ -1,0 +1,103 @@
+//! Exercises as token ids, and which of them a step trains on.
+
+use crate::model::FlatBatch;
+use crate::world::{self, Exercise, Rng, Split, Task};
+use gpt_oss_puzzle::harmony::{Dialect, RenderRequest, Renderer};
+use gpt_oss_puzzle::tokenizer::Tokenizer;
+
+/// The prompt of `exercise`, as the chat API renders it, and the turn that follows.
+pub fn tokens(
+    exercise: &Exercise,
+    tokenizer: &Tokenizer,
+) -> gpt_oss_puzzle::Result<(Vec<u32>, Vec<u32>)> {
+    let request = RenderRequest {
+        messages: &exercise.messages,
+        tools: &exercise.tools,
+        effort: exercise.effort,
+        date: Some(&exercise.date),
+        ..Default::default()
+    };
+    let prompt = Renderer::Native(Dialect::template()).render(&request, tokenizer)?.tokens;
+    Ok((prompt, tokenizer.encode_with_special(&exercise.turn.text())?))
+}
+
+/// Sequences with the tokens to predict.
+#[derive(Default)]
+pub struct TrainingBatch {
+    pub inputs: FlatBatch,
+    /// The token after each of `inputs.rows`.
+    pub targets: Vec<u32>,
+}
+
+impl TrainingBatch {
+    /// Adds a sequence whose tokens from `learned` on are to be predicted from those before.
+    fn push(&mut self, sequence: &[u32], learned: usize) {
+        let start = self.inputs.tokens.len();
+        let (last, inputs) = sequence.split_last().expect("a sequence has tokens");
+        self.inputs.tokens.extend_from_slice(inputs);
+        self.inputs.lengths.push(inputs.len());
+        let first = learned.max(1);
+        self.inputs.rows.extend((start + first - 1..start + inputs.len()).map(|row| row as u32));
+        self.targets.extend_from_slice(&inputs[first.min(inputs.len())..]);
+        self.targets.push(*last);
+    }
+}
+
+/// What a training run is made of at one of its points.
+pub struct Mixture {
+    /// Of sequences, the share that is plain text to learn copying from.
+    pub recall: f64,
+    /// Whether needles lie in long texts too.
+    pub long: bool,
+}
+
+impl Mixture {
+    /// `done` runs from 0 to 1 over the training.
+    pub fn at(done: f64) -> Mixture {
+        Mixture { recall: if done < 0.15 { 0.3 } else { 0.02 }, long: done >= 0.3 }
+    }
+
+    fn task(&self, rng: &mut Rng) -> Task {
+        let digits = |rng: &mut Rng| match rng.below(20) {
+            0 => 1,
+            1..=7 => 2,
+            _ => 3,
+        };
+        match rng.below(1000) {
+            0..150 => Task::Facts,
+            150..330 => Task::Addition { digits: digits(rng) },
+            330..520 => Task::Subtraction { digits: digits(rng) },
+            520..640 => Task::Needle { tokens: 60 + rng.below(100) },
+            640..690 if self.long => Task::Needle { tokens: 200 + rng.below(500) },
+            690..710 if self.long => Task::Needle { tokens: 1000 + rng.below(1080) },
+            520..710 => Task::Needle { tokens: 100 + rng.below(150) },
+            710..900 => Task::Tools,
+            900..980 => Task::Unknown,
+            _ => Task::Greeting,
+        }
+    }
+
+    /// A batch of at least `tokens` tokens.
+    pub fn batch(
+        &self,
+        tokens_wanted: usize,
+        rng: &mut Rng,
+        tokenizer: &Tokenizer,
+    ) -> gpt_oss_puzzle::Result<TrainingBatch> {
+        let mut batch = TrainingBatch::default();
+        while batch.inputs.tokens.len() < tokens_wanted {
+            if rng.chance(self.recall) {
+                let length = 200 + rng.below(200);
+                let text = world::plain_sentences(length, rng);
+                batch.push(&tokenizer.encode(&text)?, 1);
+                continue;
+            }
+            let exercise = world::exercise(self.task(rng), Split::Train, rng);
+            let (mut sequence, turn) = tokens(&exercise, tokenizer)?;
+            let learned = sequence.len();
+            sequence.extend(turn);
+            batch.push(&sequence, learned);
+        }
+        Ok(batch)
+    }
+}

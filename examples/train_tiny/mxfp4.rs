@@ -1,0 +1,96 @@
+//! Numbers to MXFP4 (OCP Microscaling Formats 1.0, 2023): blocks of 32 FP4 (E2M1) numbers along the last
+//! dimension that share a power of two.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+
+/// Numbers per block.
+pub const BLOCK: usize = 32;
+
+/// Magnitudes of the eight codes.
+const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+/// The E8M0 scale of a block: of the two powers of two that bring its largest magnitude near FP4's
+/// largest, the one that leaves the smaller squared error.
+fn scale(block: &[f32]) -> u8 {
+    let max = block.iter().fold(0f32, |max, x| max.max(x.abs()));
+    if max == 0.0 {
+        return 127;
+    }
+    // The specification's choice: the exponent of the maximum less that of 6, which is 2.
+    let low = (max.log2().floor() as i32 - 2 + 127).clamp(1, 253) as u8;
+    let error = |scale: u8| {
+        let of = |x: &f32| (x - decoded(code(*x, scale), scale)).powi(2);
+        block.iter().map(of).sum::<f32>()
+    };
+    if error(low) <= error(low + 1) { low } else { low + 1 }
+}
+
+fn power(scale: u8) -> f32 {
+    f32::from_bits(u32::from(scale.max(1)) << 23)
+}
+
+/// The nearest code, ties to the even one, beyond 6 the largest.
+fn code(x: f32, scale: u8) -> u8 {
+    let y = (x / power(scale)).abs();
+    // Halfway between neighbours; a tie goes up where the upper code is even.
+    let code = u8::from(y > 0.25)
+        + u8::from(y >= 0.75)
+        + u8::from(y > 1.25)
+        + u8::from(y >= 1.75)
+        + u8::from(y > 2.5)
+        + u8::from(y >= 3.5)
+        + u8::from(y > 5.0);
+    code | u8::from(x < 0.0) << 3
+}
+
+fn decoded(code: u8, scale: u8) -> f32 {
+    let magnitude = MAGNITUDES[usize::from(code & 7)] * power(scale);
+    if code & 8 != 0 { -magnitude } else { magnitude }
+}
+
+/// Blocks `[.., W/32, 16]` (low nibble first) and scales `[.., W/32]` of `numbers [.., W]`.
+pub fn encode(numbers: &[f32]) -> (Vec<u8>, Vec<u8>) {
+    let (mut blocks, mut scales) = (Vec::new(), Vec::new());
+    for block in numbers.chunks_exact(BLOCK) {
+        let scale = scale(block);
+        let pairs = block.as_chunks().0.iter();
+        blocks.extend(pairs.map(|[low, high]| code(*low, scale) | code(*high, scale) << 4));
+        scales.push(scale);
+    }
+    (blocks, scales)
+}
+
+/// The numbers of `blocks` and `scales`.
+pub fn decode(blocks: &[u8], scales: &[u8]) -> Vec<f32> {
+    let of_block = |(block, scale): (&[u8], &u8)| {
+        let scale = *scale;
+        let pair = |byte: &u8| [decoded(byte & 15, scale), decoded(byte >> 4, scale)];
+        block.iter().flat_map(pair).collect::<Vec<_>>()
+    };
+    blocks.chunks_exact(BLOCK / 2).zip(scales).flat_map(of_block).collect()
+}
+
+/// `x` as MXFP4 keeps it. No gradient.
+pub fn rounded(x: &Tensor) -> Result<Tensor> {
+    x.detach().apply_op1_no_bwd(&Round)
+}
+
+struct Round;
+
+impl CustomOp1 for Round {
+    fn name(&self) -> &'static str {
+        "mxfp4-round"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (Some((start, end)), CpuStorage::F32(x)) = (layout.contiguous_offsets(), x) else {
+            bail!("expected a contiguous f32 tensor, found {:?}", layout.shape());
+        };
+        let of_block = |block: &[f32]| {
+            let scale = scale(block);
+            block.iter().map(move |x| decoded(code(*x, scale), scale)).collect::<Vec<_>>()
+        };
+        let y = x[start..end].chunks_exact(BLOCK).flat_map(of_block).collect();
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+}
