@@ -36,6 +36,8 @@ use std::error::Error;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::Scope;
 use world::Rng;
 
 /// Train the tiny model. The same steps and seed give the same files on the same kind of machine.
@@ -55,7 +57,7 @@ struct Args {
     #[arg(long, default_value_t = 3072)]
     tokens: usize,
     /// Highest learning rate
-    #[arg(long, default_value_t = 2e-3)]
+    #[arg(long, default_value_t = 2.5e-3)]
     lr: f64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -68,7 +70,7 @@ struct Args {
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Threads that share a step's batch. Part of what determines the result, so not the core count.
-const SHARDS: u64 = 2;
+const SHARDS: usize = 2;
 /// Of all steps, those that warm up, and from where on experts are MXFP4.
 const WARM_UP: usize = 100;
 const MXFP4_FROM: f64 = 0.6;
@@ -125,23 +127,35 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     )?);
     bar.set_position(first as u64);
     bar.reset_eta();
-    for step in first..args.steps.min(args.stop_at.unwrap_or(usize::MAX)) {
-        let done = step as f64 / args.steps as f64;
-        // After an interruption the optimizer's moments start anew, so it warms up again.
-        let warm = ((step - first + 1) as f64 / WARM_UP as f64).min(1.0);
-        optimizer.set_learning_rate(args.lr * warm * (1.0 - done).max(0.01));
-        let (loss, gradients) = step_gradients(&model, args, step, done, &tokenizer, &variables)?;
-        optimizer.step(&gradients)?;
-        losses.push(loss);
-        bar.set_message(format!("{loss:.4}"));
-        bar.inc(1);
-        if (step + 1) % STEPS_PER_CHECKPOINT == 0 {
-            save(&model, &losses, &args.work)?;
-            let recent = losses.iter().rev().take(100);
-            let mean = recent.clone().sum::<f64>() / recent.len() as f64;
-            bar.suspend(|| eprintln!("step {}: loss {mean:.4} over 100 steps", step + 1));
+    std::thread::scope(|scope| {
+        let shards: Vec<_> = (0..SHARDS).map(|_| Shard::start(scope, &model)).collect();
+        for step in first..args.steps.min(args.stop_at.unwrap_or(usize::MAX)) {
+            let done = step as f64 / args.steps as f64;
+            // After an interruption the optimizer's moments start anew, so it warms up again.
+            let warm = ((step - first + 1) as f64 / WARM_UP as f64).min(1.0);
+            optimizer.set_learning_rate(args.lr * warm * (1.0 - done).max(0.01));
+            let mut rng = Rng::new(args.seed << 40 | (step + 1) as u64);
+            let mixture = Mixture::at(done);
+            let batches = mixture.batches(SHARDS, args.tokens, &mut rng, &tokenizer)?;
+            let mut mode = Mode::default();
+            if done >= MXFP4_FROM {
+                mode.mxfp4 = model.mxfp4_errors()?;
+            }
+            let (loss, mut gradients) = gradients(&shards, batches, &mode, &variables)?;
+            clip(&mut gradients, &variables, 1.0)?;
+            optimizer.step(&gradients)?;
+            losses.push(loss);
+            bar.set_message(format!("{loss:.4}"));
+            bar.inc(1);
+            if (step + 1) % STEPS_PER_CHECKPOINT == 0 {
+                save(&model, &losses, &args.work)?;
+                let recent = &losses[losses.len().saturating_sub(100)..];
+                let mean = recent.iter().sum::<f64>() / recent.len() as f64;
+                bar.suspend(|| eprintln!("step {}: loss {mean:.4} over 100 steps", step + 1));
+            }
         }
-    }
+        Ok::<(), Box<dyn Error>>(())
+    })?;
     bar.finish_and_clear();
     save(&model, &losses, &args.work)?;
     loss_curve::draw(&losses, MXFP4_FROM, &args.work.join("loss.png"))?;
@@ -154,60 +168,78 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The loss of one step's batch, mean over predicted tokens, and its clipped gradients.
-fn step_gradients(
-    model: &TinyModel,
-    args: &Args,
-    step: usize,
-    done: f64,
-    tokenizer: &Tokenizer,
-    variables: &[Var],
-) -> Result<(f64, GradStore), Box<dyn Error>> {
-    let mixture = Mixture::at(done);
-    let batches = (0..SHARDS).map(|shard| {
-        let mut rng = Rng::new(args.seed << 40 | (step as u64 * SHARDS + shard + 1));
-        mixture.batch(args.tokens, &mut rng, tokenizer)
-    });
-    let batches = batches.collect::<Result<Vec<_>, _>>()?;
-    let predicted: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-    let mode = Mode { mxfp4: done >= MXFP4_FROM, kv_max: false };
-    let shard = |batch: &TrainingBatch| -> candle_core::Result<(f64, GradStore)> {
-        let share = batch.targets.len() as f64 / predicted as f64;
-        let forward = model.forward(&batch.inputs, mode)?;
-        let targets = Tensor::new(batch.targets.as_slice(), &Device::Cpu)?;
-        let loss = candle_nn::loss::cross_entropy(&forward.logits, &targets)?;
-        let balance = (forward.imbalance * (BALANCE / SHARDS as f64))?;
-        let gradients = ((&loss * share)? + balance)?.backward()?;
-        Ok((f64::from(loss.to_scalar::<f32>()?) * share, gradients))
-    };
-    let results: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = batches.iter().map(|batch| scope.spawn(move || shard(batch))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("a shard panicked")).collect()
-    });
-    let mut loss = 0.0;
-    let mut sum: Option<GradStore> = None;
-    for result in results {
-        let (part, gradients) = result?;
-        loss += part;
-        sum = Some(match sum {
-            None => gradients,
-            Some(mut sum) => {
-                for variable in variables {
-                    if let Some(more) = gradients.get(variable) {
-                        let both = match sum.get(variable) {
-                            Some(some) => (some + more)?,
-                            None => more.clone(),
-                        };
-                        sum.insert(variable, both);
-                    }
+/// A batch, its share in the loss, and how to run it.
+struct Job {
+    batch: TrainingBatch,
+    share: f64,
+    mode: Mode,
+}
+
+/// The share's loss and gradients.
+type Done = candle_core::Result<(f64, GradStore)>;
+
+/// A thread that takes gradients. It lives as long as the training, because the memory that a thread
+/// has at hand goes with it.
+struct Shard {
+    jobs: Sender<Job>,
+    done: Receiver<Done>,
+}
+
+impl Shard {
+    fn start<'scope>(scope: &'scope Scope<'scope, '_>, model: &'scope TinyModel) -> Shard {
+        let (jobs, to_do) = channel::<Job>();
+        let (results, done) = channel();
+        scope.spawn(move || {
+            for job in to_do {
+                if results.send(Shard::run(model, &job)).is_err() {
+                    return;
                 }
-                sum
             }
         });
+        Shard { jobs, done }
     }
-    let mut gradients = sum.ok_or("no shards")?;
-    clip(&mut gradients, variables, 1.0)?;
-    Ok((loss, gradients))
+
+    fn run(model: &TinyModel, Job { batch, share, mode }: &Job) -> Done {
+        let forward = model.forward(&batch.inputs, mode)?;
+        let targets = Tensor::new(batch.targets.as_slice(), &Device::Cpu)?;
+        let loss = (candle_nn::loss::cross_entropy(&forward.logits, &targets)? * *share)?;
+        let balance = (forward.imbalance * (BALANCE / SHARDS as f64))?;
+        let gradients = (&loss + balance)?.backward()?;
+        Ok((f64::from(loss.to_scalar::<f32>()?), gradients))
+    }
+}
+
+/// The mean loss over all tokens to predict, and its gradients, added in the order of the shards.
+fn gradients(
+    shards: &[Shard],
+    batches: Vec<TrainingBatch>,
+    mode: &Mode,
+    variables: &[Var],
+) -> Result<(f64, GradStore), Box<dyn Error>> {
+    let predicted: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+    for (shard, batch) in shards.iter().zip(batches) {
+        let share = batch.targets.len() as f64 / predicted as f64;
+        shard.jobs.send(Job { batch, share, mode: mode.clone() }).map_err(|_| "a shard has ended")?;
+    }
+    let mut loss = 0.0;
+    let mut sum: Option<GradStore> = None;
+    for shard in shards {
+        let (part, gradients) = shard.done.recv().map_err(|_| "a shard has ended")??;
+        loss += part;
+        let Some(sum) = &mut sum else {
+            sum = Some(gradients);
+            continue;
+        };
+        for variable in variables {
+            let both = match (sum.get(variable), gradients.get(variable)) {
+                (Some(some), Some(more)) => (some + more)?,
+                (None, Some(more)) => more.clone(),
+                (_, None) => continue,
+            };
+            sum.insert(variable, both);
+        }
+    }
+    Ok((loss, sum.ok_or("no shards")?))
 }
 
 /// Scales the gradients down to a norm of `most`.

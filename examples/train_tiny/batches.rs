@@ -77,27 +77,45 @@ impl Mixture {
         }
     }
 
-    /// A batch of at least `tokens` tokens.
-    pub fn batch(
+    /// `shards` batches of about `tokens` tokens each, about as long as each other.
+    pub fn batches(
         &self,
+        shards: usize,
         tokens_wanted: usize,
         rng: &mut Rng,
         tokenizer: &Tokenizer,
-    ) -> gpt_oss_puzzle::Result<TrainingBatch> {
-        let mut batch = TrainingBatch::default();
-        while batch.inputs.tokens.len() < tokens_wanted {
-            if rng.chance(self.recall) {
-                let length = 200 + rng.below(200);
-                let text = world::plain_sentences(length, rng);
-                batch.push(&tokenizer.encode(&text)?, 1);
-                continue;
-            }
-            let exercise = world::exercise(self.task(rng), Split::Train, rng);
-            let (mut sequence, turn) = tokens(&exercise, tokenizer)?;
-            let learned = sequence.len();
-            sequence.extend(turn);
-            batch.push(&sequence, learned);
+    ) -> gpt_oss_puzzle::Result<Vec<TrainingBatch>> {
+        let mut sequences = Vec::new();
+        let mut total = 0;
+        while total < shards * tokens_wanted {
+            let (sequence, learned) = self.sequence(rng, tokenizer)?;
+            total += sequence.len();
+            sequences.push((sequence, learned));
         }
-        Ok(batch)
+        // The longest first, each to the batch that is shortest so far.
+        sequences.sort_by_key(|(sequence, _)| std::cmp::Reverse(sequence.len()));
+        let mut batches: Vec<_> = (0..shards).map(|_| TrainingBatch::default()).collect();
+        for (sequence, learned) in sequences {
+            let shortest = batches.iter_mut().min_by_key(|batch| batch.inputs.tokens.len());
+            shortest.into_iter().for_each(|batch| batch.push(&sequence, learned));
+        }
+        Ok(batches)
+    }
+
+    /// A sequence, and from which of its tokens on it is learned.
+    fn sequence(
+        &self,
+        rng: &mut Rng,
+        tokenizer: &Tokenizer,
+    ) -> gpt_oss_puzzle::Result<(Vec<u32>, usize)> {
+        if rng.chance(self.recall) {
+            let length = 200 + rng.below(200);
+            return Ok((tokenizer.encode(&world::plain_sentences(length, rng))?, 1));
+        }
+        let exercise = world::exercise(self.task(rng), Split::Train, rng);
+        let (mut sequence, turn) = tokens(&exercise, tokenizer)?;
+        let learned = sequence.len();
+        sequence.extend(turn);
+        Ok((sequence, learned))
     }
 }

@@ -89,6 +89,7 @@ fn calibrate(
     seed: u64,
 ) -> Result<Vec<[f32; 2]>, Box<dyn Error>> {
     let mut rng = Rng::new(!seed);
+    let mode = Mode { mxfp4: model.mxfp4_errors()?, kv_max: true };
     let mut largest = vec![[0f32; 2]; model.config.num_hidden_layers()];
     for i in 0..CALIBRATION {
         let task = match i % 8 {
@@ -104,7 +105,7 @@ fn calibrate(
         let (mut sequence, turn) = batches::tokens(&exercise, tokenizer)?;
         sequence.extend(turn);
         let batch = FlatBatch { lengths: vec![sequence.len()], tokens: sequence, rows: vec![0] };
-        let forward = model.forward(&batch, Mode { mxfp4: true, kv_max: true })?;
+        let forward = model.forward(&batch, &mode)?;
         for (largest, max) in largest.iter_mut().zip(forward.kv_max) {
             *largest = [largest[0].max(max[0]), largest[1].max(max[1])];
         }

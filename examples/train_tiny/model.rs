@@ -41,11 +41,11 @@ pub struct Forward {
 }
 
 /// What is measured and rounded on the way.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub struct Mode {
-    /// Experts as MXFP4 stores them; gradients go to the numbers behind (straight-through, Bengio et
-    /// al. 2013, arXiv 1308.3432).
-    pub mxfp4: bool,
+    /// What MXFP4 storage adds to each expert's numbers, see [`TinyModel::mxfp4_errors`]; gradients go
+    /// to the numbers behind (straight-through, Bengio et al. 2013, arXiv 1308.3432).
+    pub mxfp4: Arc<BTreeMap<String, Tensor>>,
     /// Fill [`Forward::kv_max`].
     pub kv_max: bool,
 }
@@ -102,6 +102,16 @@ impl TinyModel {
         TinyModel { config: config.clone(), parameters, inv_freq: inv_freq(config) }
     }
 
+    /// What storage as MXFP4 adds to the experts' numbers as they are now.
+    pub fn mxfp4_errors(&self) -> Result<Arc<BTreeMap<String, Tensor>>> {
+        let experts = self.parameters.iter().filter(|(name, _)| name.ends_with("_proj"));
+        let error = |(name, var): (&String, &Var)| {
+            let numbers = var.as_detached_tensor();
+            Ok((name.clone(), (mxfp4::rounded(&numbers)? - numbers)?))
+        };
+        Ok(Arc::new(experts.map(error).collect::<Result<_>>()?))
+    }
+
     fn get(&self, name: &str) -> Result<&Tensor> {
         match self.parameters.get(name) {
             Some(var) => Ok(var.as_tensor()),
@@ -110,7 +120,7 @@ impl TinyModel {
     }
 
     /// Runs `batch`.
-    pub fn forward(&self, batch: &FlatBatch, mode: Mode) -> Result<Forward> {
+    pub fn forward(&self, batch: &FlatBatch, mode: &Mode) -> Result<Forward> {
         let tokens = Tensor::new(batch.tokens.as_slice(), &Device::Cpu)?;
         let mut x = self.get("model.embed_tokens.weight")?.index_select(&tokens, 0)?;
         let rotation = self.rotation(&batch.lengths);
@@ -159,7 +169,7 @@ impl TinyModel {
         x: &Tensor,
         rotation: &Rotation,
         lengths: &[usize],
-        mode: Mode,
+        mode: &Mode,
     ) -> Result<(Tensor, Option<[f32; 2]>)> {
         let c = &self.config;
         let name = format!("model.layers.{layer}");
@@ -186,7 +196,7 @@ impl TinyModel {
 
     /// The experts' sum, and how unevenly they were chosen (Fedus et al. 2021, arXiv 2101.03961,
     /// equation 4).
-    fn experts(&self, layer: usize, x: &Tensor, mode: Mode) -> Result<(Tensor, Tensor)> {
+    fn experts(&self, layer: usize, x: &Tensor, mode: &Mode) -> Result<(Tensor, Tensor)> {
         let c = &self.config;
         let (experts, k) = (c.block_configs[layer].num_local_experts, c.num_experts_per_tok);
         let name = format!("model.layers.{layer}");
@@ -226,11 +236,11 @@ impl TinyModel {
 
     /// Row i of `x` times the matrix of its expert, and its bias; `counts[e]` rows for expert e, in
     /// order.
-    fn per_expert(&self, x: &Tensor, counts: &[usize], name: &str, mode: Mode) -> Result<Tensor> {
+    fn per_expert(&self, x: &Tensor, counts: &[usize], name: &str, mode: &Mode) -> Result<Tensor> {
         let (matrices, biases) = (self.get(name)?, self.get(&format!("{name}_bias"))?);
-        let matrices = match mode.mxfp4 {
-            true => (matrices + (mxfp4::rounded(matrices)? - matrices.detach())?.detach())?,
-            false => matrices.clone(),
+        let matrices = match mode.mxfp4.get(name) {
+            Some(error) => (matrices + error)?,
+            None => matrices.clone(),
         };
         x.apply_op3(&matrices, biases, PerExpert { counts: counts.to_vec() })
     }

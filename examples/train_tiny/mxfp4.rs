@@ -19,8 +19,8 @@ fn scale(block: &[f32]) -> u8 {
     // The specification's choice: the exponent of the maximum less that of 6, which is 2.
     let low = (max.log2().floor() as i32 - 2 + 127).clamp(1, 253) as u8;
     let error = |scale: u8| {
-        let of = |x: &f32| (x - decoded(code(*x, scale), scale)).powi(2);
-        block.iter().map(of).sum::<f32>()
+        let power = power(scale);
+        block.iter().map(|x| x - nearest(x / power) * power).map(|e| e * e).sum::<f32>()
     };
     if error(low) <= error(low + 1) { low } else { low + 1 }
 }
@@ -29,18 +29,20 @@ fn power(scale: u8) -> f32 {
     f32::from_bits(u32::from(scale.max(1)) << 23)
 }
 
-/// The nearest code, ties to the even one, beyond 6 the largest.
+/// The nearest FP4 number, ties to the even code, beyond 6 the largest.
+fn nearest(x: f32) -> f32 {
+    let y = x.abs();
+    let step = if y < 2.0 { 0.5 } else if y < 4.0 { 1.0 } else { 2.0 };
+    // Adding and taking away 1.5 · 2^23 rounds to a whole number, ties to even.
+    let whole = (y / step + 12_582_912.0) - 12_582_912.0;
+    (whole * step).min(6.0).copysign(x)
+}
+
+/// The code of the nearest number.
 fn code(x: f32, scale: u8) -> u8 {
-    let y = (x / power(scale)).abs();
-    // Halfway between neighbours; a tie goes up where the upper code is even.
-    let code = u8::from(y > 0.25)
-        + u8::from(y >= 0.75)
-        + u8::from(y > 1.25)
-        + u8::from(y >= 1.75)
-        + u8::from(y > 2.5)
-        + u8::from(y >= 3.5)
-        + u8::from(y > 5.0);
-    code | u8::from(x < 0.0) << 3
+    let nearest = nearest(x / power(scale));
+    let code = MAGNITUDES.iter().position(|m| *m == nearest.abs()).unwrap_or(7) as u8;
+    code | u8::from(nearest.is_sign_negative() && code != 0) << 3
 }
 
 fn decoded(code: u8, scale: u8) -> f32 {
@@ -86,11 +88,11 @@ impl CustomOp1 for Round {
         let (Some((start, end)), CpuStorage::F32(x)) = (layout.contiguous_offsets(), x) else {
             bail!("expected a contiguous f32 tensor, found {:?}", layout.shape());
         };
-        let of_block = |block: &[f32]| {
-            let scale = scale(block);
-            block.iter().map(move |x| decoded(code(*x, scale), scale)).collect::<Vec<_>>()
-        };
-        let y = x[start..end].chunks_exact(BLOCK).flat_map(of_block).collect();
+        let mut y = Vec::with_capacity(end - start);
+        for block in x[start..end].chunks_exact(BLOCK) {
+            let power = power(scale(block));
+            y.extend(block.iter().map(|x| nearest(x / power) * power));
+        }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 }
