@@ -7,8 +7,8 @@
 mod common;
 #[path = "train_tiny/batches.rs"]
 mod batches;
-#[path = "train_tiny/export.rs"]
-mod export;
+#[path = "train_tiny/checkpoint.rs"]
+mod checkpoint;
 #[path = "train_tiny/loss_curve.rs"]
 mod loss_curve;
 #[path = "train_tiny/model.rs"]
@@ -101,7 +101,10 @@ fn config(vocab_size: usize) -> ModelConfig {
     let blocks =
         [(16, Some(64)), (16, None), (16, Some(64)), (16, Some(512)), (8, Some(64)), (8, None)];
     config.block_configs = blocks
-        .map(|(num_local_experts, sliding_window)| BlockConfig { num_local_experts, sliding_window })
+        .map(|(num_local_experts, sliding_window)| BlockConfig {
+            num_local_experts,
+            sliding_window,
+        })
         .to_vec();
     config
 }
@@ -111,7 +114,8 @@ const VOCABULARY: usize = 1536;
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&args.work)?;
     let texts: Vec<String> = world::corpus(Rng::new(args.seed), 20_000).collect();
-    let tokenizer_json = vocabulary::train(texts.into_iter(), VOCABULARY).map_err(|e| e.to_string())?;
+    let tokenizer_json =
+        vocabulary::train(texts.into_iter(), VOCABULARY).map_err(|e| e.to_string())?;
     let tokenizer = Tokenizer::from_bytes(tokenizer_json.to_string().as_bytes())?;
 
     let model = TinyModel::new(&config(VOCABULARY), &mut Rng::new(args.seed))?;
@@ -162,7 +166,7 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     if losses.len() < args.steps {
         return Ok(());
     }
-    export::write(&model, &tokenizer_json, &tokenizer, args.seed, &args.out)?;
+    checkpoint::write(&model, &tokenizer_json, &tokenizer, args.seed, &args.out)?;
     std::fs::copy(args.work.join("loss.png"), args.out.join("loss.png"))?;
     writeln!(std::io::stdout(), "{}", args.out.display())?;
     Ok(())
@@ -219,7 +223,10 @@ fn gradients(
     let predicted: usize = batches.iter().map(|batch| batch.targets.len()).sum();
     for (shard, batch) in shards.iter().zip(batches) {
         let share = batch.targets.len() as f64 / predicted as f64;
-        shard.jobs.send(Job { batch, share, mode: mode.clone() }).map_err(|_| "a shard has ended")?;
+        shard
+            .jobs
+            .send(Job { batch, share, mode: mode.clone() })
+            .map_err(|_| "a shard has ended")?;
     }
     let mut loss = 0.0;
     let mut sum: Option<GradStore> = None;

@@ -2,16 +2,17 @@
 
 use gpt_oss_puzzle::Model;
 use gpt_oss_puzzle::cache::KvDtype;
-use gpt_oss_puzzle::weights::write_tiny_checkpoint;
 use indicatif::ProgressBar;
 use std::error::Error;
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Options of every example that loads a model.
 #[derive(clap::Args)]
 pub(crate) struct LoadArgs {
-    /// Checkpoint directory, or owner/name on the hub; without it, a tiny random model is made
+    /// Checkpoint directory, or owner/name on the hub; by default the small model that comes with the
+    /// crate
     #[arg(long, value_name = "DIR|owner/name")]
     model: Option<String>,
     /// How keys and values are stored: bf16, fp8 or f32
@@ -28,14 +29,14 @@ pub(crate) struct LoadArgs {
 impl LoadArgs {
     /// Loads the model, with progress on stderr.
     pub(crate) fn load(&self) -> Result<Model, Box<dyn Error>> {
-        let tiny;
         let source = match &self.model {
             Some(model) => model.into(),
             None => {
-                eprintln!("no --model: making a tiny random one, which speaks nonsense");
-                tiny = tempfile::tempdir()?;
-                write_tiny_checkpoint(tiny.path(), 0)?;
-                tiny.path().to_owned()
+                eprintln!(
+                    "no --model: puzzle-tiny, a model of teaching size that knows a few hundred words. \
+                     The real one: --model nvidia/gpt-oss-puzzle-88B (50 GB)"
+                );
+                PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models/puzzle-tiny"))
             }
         };
         let started = Instant::now();

@@ -99,9 +99,11 @@ pub fn lines(count: usize, seed: u64) -> Vec<Line> {
         let exercises = (0..count).map(&mut exercise).collect();
         lines.push(Line { name, wanted, exercises });
     }
-    for (name, effort) in
-        [("effort low", Effort::Low), ("effort medium", Effort::Medium), ("effort high", Effort::High)]
-    {
+    for (name, effort) in [
+        ("effort low", Effort::Low),
+        ("effort medium", Effort::Medium),
+        ("effort high", Effort::High),
+    ] {
         // The same questions at each effort.
         let mut rng = Rng::new(seed + 1);
         let mut exercise = |i: usize| {
@@ -174,7 +176,8 @@ fn right(exercise: &Exercise, response: &ChatResponse) -> bool {
         Reply::Final(text) => calls.is_empty() && response.text() == *text,
         Reply::Call { name, arguments } => {
             let [call] = calls[..] else { return false };
-            call.name == *name && json(&call.arguments).is_some_and(|got| Some(got) == json(arguments))
+            call.name == *name
+                && json(&call.arguments).is_some_and(|got| Some(got) == json(arguments))
         }
     };
     reply && response.repairs.is_empty()

@@ -216,7 +216,8 @@ impl TinyModel {
         let device = Device::Cpu;
         let token_of: Vec<u32> = order.iter().map(|pair| pair / k as u32).collect();
         let inputs = x.index_select(&Tensor::from_vec(token_of, order.len(), &device)?, 0)?;
-        let inputs = self.per_expert(&inputs, &counts, &format!("{name}.mlp.experts.gate_up_proj"), mode)?;
+        let inputs =
+            self.per_expert(&inputs, &counts, &format!("{name}.mlp.experts.gate_up_proj"), mode)?;
         let swiglu = SwiGlu { alpha: c.swiglu_alpha as f32, limit: c.swiglu_limit as f32 };
         let activated = inputs.apply_op1(swiglu)?;
         let outputs =

@@ -32,7 +32,13 @@ fn power(scale: u8) -> f32 {
 /// The nearest FP4 number, ties to the even code, beyond 6 the largest.
 fn nearest(x: f32) -> f32 {
     let y = x.abs();
-    let step = if y < 2.0 { 0.5 } else if y < 4.0 { 1.0 } else { 2.0 };
+    let step = if y < 2.0 {
+        0.5
+    } else if y < 4.0 {
+        1.0
+    } else {
+        2.0
+    };
     // Adding and taking away 1.5 · 2^23 rounds to a whole number, ties to even.
     let whole = (y / step + 12_582_912.0) - 12_582_912.0;
     (whole * step).min(6.0).copysign(x)
@@ -45,11 +51,6 @@ fn code(x: f32, scale: u8) -> u8 {
     code | u8::from(nearest.is_sign_negative() && code != 0) << 3
 }
 
-fn decoded(code: u8, scale: u8) -> f32 {
-    let magnitude = MAGNITUDES[usize::from(code & 7)] * power(scale);
-    if code & 8 != 0 { -magnitude } else { magnitude }
-}
-
 /// Blocks `[.., W/32, 16]` (low nibble first) and scales `[.., W/32]` of `numbers [.., W]`.
 pub fn encode(numbers: &[f32]) -> (Vec<u8>, Vec<u8>) {
     let (mut blocks, mut scales) = (Vec::new(), Vec::new());
@@ -60,16 +61,6 @@ pub fn encode(numbers: &[f32]) -> (Vec<u8>, Vec<u8>) {
         scales.push(scale);
     }
     (blocks, scales)
-}
-
-/// The numbers of `blocks` and `scales`.
-pub fn decode(blocks: &[u8], scales: &[u8]) -> Vec<f32> {
-    let of_block = |(block, scale): (&[u8], &u8)| {
-        let scale = *scale;
-        let pair = |byte: &u8| [decoded(byte & 15, scale), decoded(byte >> 4, scale)];
-        block.iter().flat_map(pair).collect::<Vec<_>>()
-    };
-    blocks.chunks_exact(BLOCK / 2).zip(scales).flat_map(of_block).collect()
 }
 
 /// `x` as MXFP4 keeps it. No gradient.

@@ -145,9 +145,9 @@ const QUERIES: usize = 256;
 struct Block {
     queries: Range<usize>,
     keys: Range<usize>,
-    q: Tensor, // [KV, G·B, D]
-    k: Tensor, // [KV, S, D]
-    v: Tensor, // [KV, S, D]
+    q: Tensor,         // [KV, G·B, D]
+    k: Tensor,         // [KV, S, D]
+    v: Tensor,         // [KV, S, D]
     weights: Vec<f32>, // [KV, G·B, S]
 }
 
@@ -356,7 +356,11 @@ impl CustomOp3 for PerExpert {
             (numbers(matrices, matrices_layout)?, numbers(biases, biases_layout)?);
         let mut out = Vec::with_capacity(x.len() / width * rows);
         for (expert, start, count) in self.spans() {
-            let x = Tensor::from_slice(&x[start * width..][..count * width], (count, width), &Device::Cpu)?;
+            let x = Tensor::from_slice(
+                &x[start * width..][..count * width],
+                (count, width),
+                &Device::Cpu,
+            )?;
             let matrix = &matrices[expert * rows * width..][..rows * width];
             let matrix = Tensor::from_slice(matrix, (rows, width), &Device::Cpu)?;
             let bias = &biases[expert * rows..][..rows];

@@ -15,22 +15,23 @@ use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 const PATTERN: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+";
 
 /// The tokenizer.json of a vocabulary of `size` tokens, trained on `texts`.
-pub fn train(texts: impl Iterator<Item = String> + Send, size: usize) -> Result<Value, Box<dyn Error + Send + Sync>> {
+pub fn train(
+    texts: impl Iterator<Item = String> + Send,
+    size: usize,
+) -> Result<Value, Box<dyn Error + Send + Sync>> {
     // The control tokens, in the order and with the flags of the crate's own small tokenizer.
     let dir = tempfile::tempdir()?;
     write_tiny_checkpoint(dir.path(), 0)?;
-    let mut json: Value = serde_json::from_slice(&std::fs::read(dir.path().join("tokenizer.json"))?)?;
+    let mut json: Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("tokenizer.json"))?)?;
     let control = json["added_tokens"].as_array_mut().ok_or("no control tokens")?;
     let first_control = size - control.len();
     for (i, token) in control.iter_mut().enumerate() {
         token["id"] = (first_control + i).into();
     }
 
-    let split = Split::new(
-        SplitPattern::Regex(PATTERN.into()),
-        SplitDelimiterBehavior::Isolated,
-        false,
-    )?;
+    let split =
+        Split::new(SplitPattern::Regex(PATTERN.into()), SplitDelimiterBehavior::Isolated, false)?;
     let bytes = ByteLevel::new(false, true, false);
     let mut tokenizer = Tokenizer::new(BPE::default());
     tokenizer.with_pre_tokenizer(Some(Sequence::new(vec![split.into(), bytes.into()])));

@@ -7,6 +7,7 @@ use crate::world::{self, Rng, Split, Task};
 use candle_core::DType;
 use gpt_oss_puzzle::tokenizer::Tokenizer;
 use gpt_oss_puzzle::weights::Checkpoint;
+use half::bf16;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
@@ -58,6 +59,11 @@ pub fn write(
     std::fs::write(dir.join("tokenizer_config.json"), format!("{settings:#}\n"))?;
     let template = include_str!("../../src/harmony/template.jinja");
     std::fs::write(dir.join("chat_template.jinja"), template)?;
+    // So small a model is at its best when it does not gamble.
+    let path = dir.join("generation_config.json");
+    let mut generation: Value = serde_json::from_slice(&std::fs::read(&path)?)?;
+    generation["do_sample"] = false.into();
+    std::fs::write(path, format!("{generation:#}\n"))?;
     Ok(())
 }
 
@@ -72,10 +78,15 @@ fn tensors(model: &TinyModel) -> candle_core::Result<Vec<Stored>> {
             let per_row = width / mxfp4::BLOCK;
             let blocks_shape = vec![experts, rows, per_row, mxfp4::BLOCK / 2];
             tensors.push((format!("{name}_blocks"), Dtype::U8, blocks_shape, blocks));
-            tensors.push((format!("{name}_scales"), Dtype::U8, vec![experts, rows, per_row], scales));
+            tensors.push((
+                format!("{name}_scales"),
+                Dtype::U8,
+                vec![experts, rows, per_row],
+                scales,
+            ));
         } else {
-            let numbers = var.flatten_all()?.to_dtype(DType::BF16)?.to_vec1::<half::bf16>()?;
-            let bytes = numbers.into_iter().flat_map(half::bf16::to_le_bytes).collect();
+            let numbers = var.flatten_all()?.to_dtype(DType::BF16)?.to_vec1::<bf16>()?;
+            let bytes = numbers.into_iter().flat_map(bf16::to_le_bytes).collect();
             tensors.push((name.clone(), Dtype::BF16, shape, bytes));
         }
     }
@@ -115,6 +126,6 @@ fn calibrate(
 
 /// `2^⌈log2(max / 448)⌉` (arXiv 2602.11937, section 3: max calibration, rounded up to a power of two;
 /// 448 is E4M3's largest number).
-fn kv_scale(max: f32) -> f32 {
+pub fn kv_scale(max: f32) -> f32 {
     (max / 448.0).log2().ceil().exp2()
 }
