@@ -5,6 +5,8 @@
 //! ```
 
 mod common;
+#[path = "train_tiny/attention.rs"]
+mod attention;
 #[path = "train_tiny/batches.rs"]
 mod batches;
 #[path = "train_tiny/checkpoint.rs"]

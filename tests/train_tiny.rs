@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // Not all of the trainer is tested.
 
+#[path = "../examples/train_tiny/attention.rs"]
+mod attention;
 #[path = "../examples/train_tiny/batches.rs"]
 mod batches;
 #[path = "../examples/train_tiny/checkpoint.rs"]
@@ -18,6 +20,7 @@ mod ops;
 #[path = "../examples/world/mod.rs"]
 mod world;
 
+use attention::Attention;
 use candle_core::{Device, Tensor, Var};
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype};
@@ -28,7 +31,7 @@ use gpt_oss_puzzle::tokenizer::Tokenizer;
 use gpt_oss_puzzle::weights::Checkpoint;
 use half::bf16;
 use model::{FlatBatch, Mode, TinyModel};
-use ops::{Attention, PerExpert, RmsNorm, Rotation, SwiGlu};
+use ops::{PerExpert, RmsNorm, Rotation, SwiGlu};
 use safetensors::{Dtype, SafeTensors};
 use std::collections::BTreeMap;
 use std::error::Error;

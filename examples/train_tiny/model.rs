@@ -5,8 +5,9 @@
 //! one by one. Parameters have their Hugging Face names; experts are `[E, 2I, D]` and `[E, D, I]`, the
 //! shapes of their MXFP4 blocks, gate and up rows interleaved.
 
+use crate::attention::Attention;
 use crate::mxfp4;
-use crate::ops::{Attention, PerExpert, RmsNorm, Rotation, SwiGlu};
+use crate::ops::{PerExpert, RmsNorm, Rotation, SwiGlu};
 use crate::world::Rng;
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use gpt_oss_puzzle::ModelConfig;
