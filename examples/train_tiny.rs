@@ -52,30 +52,61 @@ struct Args {
     /// Where checkpoints and the log of the loss are kept on the way
     #[arg(long, default_value = "target/train_tiny")]
     work: PathBuf,
-    /// Optimizer steps
-    #[arg(long, default_value_t = 5000)]
-    steps: usize,
-    /// Tokens per step and shard; each of two shards runs on a thread of its own
-    #[arg(long, default_value_t = 3072)]
-    tokens: usize,
-    /// Highest learning rate
-    #[arg(long, default_value_t = 2.5e-3)]
-    lr: f64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Stop after this step as if interrupted
+    /// Stop before this step, as if interrupted
     #[arg(long)]
     stop_at: Option<usize>,
+    /// Write the model even if it is not trained to the end
+    #[arg(long)]
+    unfinished: bool,
 }
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// A part of the training, with an optimizer of its own.
+struct Stage {
+    steps: usize,
+    /// Highest learning rate, and the steps in which it would fall to zero.
+    rate: (f64, usize),
+    mixture: fn(usize) -> Mixture,
+}
+
+/// First words, sums and the form of a turn; then what has to be looked up in the text, at length.
+const STAGES: [Stage; 2] = [
+    Stage {
+        steps: 2500,
+        rate: (2.5e-3, 5000),
+        mixture: |step| Mixture {
+            recall: if step < 750 { 0.3 } else { 0.02 },
+            names: 0.0,
+            long_recall: 0.0,
+            shares: match step {
+                0..1500 => [150, 180, 190, 120, 70, 0, 0, 190, 80],
+                _ => [150, 180, 190, 120, 0, 50, 20, 190, 80],
+            },
+        },
+    },
+    Stage {
+        steps: 3600,
+        rate: (2e-3, 3600),
+        mixture: |_| Mixture {
+            recall: 0.14,
+            names: 0.4,
+            long_recall: 0.2,
+            shares: [120, 170, 200, 120, 0, 60, 20, 230, 70],
+        },
+    },
+];
+
 /// Threads that share a step's batch. Part of what determines the result, so not the core count.
 const SHARDS: usize = 2;
-/// Of all steps, those that warm up, and from where on experts are MXFP4.
+/// Tokens per step and shard.
+const TOKENS: usize = 3072;
+/// Steps in which a stage's learning rate rises, and from which step on experts are MXFP4.
 const WARM_UP: usize = 100;
-const MXFP4_FROM: f64 = 0.6;
+const MXFP4_FROM: usize = 4600;
 /// Weight of the balance between experts in the loss.
 const BALANCE: f64 = 0.01;
 const STEPS_PER_CHECKPOINT: usize = 250;
@@ -126,46 +157,55 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     eprintln!("{} parameters, from step {first}", weights.sum::<usize>());
 
     let variables: Vec<Var> = model.parameters.values().cloned().collect();
-    let settings = ParamsAdamW { beta2: 0.99, weight_decay: 0.01, ..Default::default() };
-    let mut optimizer = AdamW::new(variables.clone(), settings)?;
-    let bar = ProgressBar::new(args.steps as u64).with_style(ProgressStyle::with_template(
+    let steps: usize = STAGES.iter().map(|stage| stage.steps).sum();
+    let bar = ProgressBar::new(steps as u64).with_style(ProgressStyle::with_template(
         "{wide_bar} {pos}/{len} {elapsed} + {eta}, loss {msg}",
     )?);
     bar.set_position(first as u64);
     bar.reset_eta();
     std::thread::scope(|scope| {
         let shards: Vec<_> = (0..SHARDS).map(|_| Shard::start(scope, &model)).collect();
-        for step in first..args.steps.min(args.stop_at.unwrap_or(usize::MAX)) {
-            let done = step as f64 / args.steps as f64;
-            // After an interruption the optimizer's moments start anew, so it warms up again.
-            let warm = ((step - first + 1) as f64 / WARM_UP as f64).min(1.0);
-            optimizer.set_learning_rate(args.lr * warm * (1.0 - done).max(0.01));
-            let mut rng = Rng::new(args.seed << 40 | (step + 1) as u64);
-            let mixture = Mixture::at(done);
-            let batches = mixture.batches(SHARDS, args.tokens, &mut rng, &tokenizer)?;
-            let mut mode = Mode::default();
-            if done >= MXFP4_FROM {
-                mode.mxfp4 = model.mxfp4_errors()?;
+        let mut begin = 0;
+        for stage in &STAGES {
+            let end = begin + stage.steps;
+            let stop = end.min(args.stop_at.unwrap_or(end));
+            let from = begin.max(first);
+            let settings = ParamsAdamW { beta2: 0.99, weight_decay: 0.01, ..Default::default() };
+            let mut optimizer = AdamW::new(variables.clone(), settings)?;
+            for step in from..stop {
+                // Also after an interruption, because the optimizer starts anew.
+                let warm = ((step - from + 1) as f64 / WARM_UP as f64).min(1.0);
+                let (peak, span) = stage.rate;
+                let done = (step - begin) as f64 / span as f64;
+                optimizer.set_learning_rate(peak * warm * (1.0 - done).max(0.01));
+                let mut rng = Rng::new(args.seed << 40 | (step + 1) as u64);
+                let mixture = (stage.mixture)(step);
+                let batches = mixture.batches(SHARDS, TOKENS, &mut rng, &tokenizer)?;
+                let mut mode = Mode::default();
+                if step >= MXFP4_FROM {
+                    mode.mxfp4 = model.mxfp4_errors()?;
+                }
+                let (loss, mut gradients) = gradients(&shards, batches, &mode, &variables)?;
+                clip(&mut gradients, &variables, 1.0)?;
+                optimizer.step(&gradients)?;
+                losses.push(loss);
+                bar.set_message(format!("{loss:.4}"));
+                bar.inc(1);
+                if (step + 1) % STEPS_PER_CHECKPOINT == 0 {
+                    save(&model, &losses, &args.work)?;
+                    let recent = &losses[losses.len().saturating_sub(100)..];
+                    let mean = recent.iter().sum::<f64>() / recent.len() as f64;
+                    bar.suspend(|| eprintln!("step {}: loss {mean:.4} over 100 steps", step + 1));
+                }
             }
-            let (loss, mut gradients) = gradients(&shards, batches, &mode, &variables)?;
-            clip(&mut gradients, &variables, 1.0)?;
-            optimizer.step(&gradients)?;
-            losses.push(loss);
-            bar.set_message(format!("{loss:.4}"));
-            bar.inc(1);
-            if (step + 1) % STEPS_PER_CHECKPOINT == 0 {
-                save(&model, &losses, &args.work)?;
-                let recent = &losses[losses.len().saturating_sub(100)..];
-                let mean = recent.iter().sum::<f64>() / recent.len() as f64;
-                bar.suspend(|| eprintln!("step {}: loss {mean:.4} over 100 steps", step + 1));
-            }
+            begin = end;
         }
         Ok::<(), Box<dyn Error>>(())
     })?;
     bar.finish_and_clear();
     save(&model, &losses, &args.work)?;
     loss_curve::draw(&losses, MXFP4_FROM, &args.work.join("loss.png"))?;
-    if losses.len() < args.steps {
+    if losses.len() < steps && !args.unfinished {
         return Ok(());
     }
     checkpoint::write(&model, &tokenizer_json, &tokenizer, args.seed, &args.out)?;

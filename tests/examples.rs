@@ -6,7 +6,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-const NAMES: [&str; 6] = ["bench", "chat", "generate", "harmony", "logprobs", "make_tiny"];
+const NAMES: [&str; 8] =
+    ["bench", "chat", "eval", "generate", "harmony", "logprobs", "make_tiny", "train_tiny"];
 
 fn example(name: &str) -> Command {
     let tests = std::env::current_exe().expect("this test's path");
@@ -101,6 +102,7 @@ fn a_model_that_is_not_there_is_named() {
         ("generate", &["--model", "./no/such/place", "hi"]),
         ("logprobs", &["--model", "./no/such/place", "--tokens", "1"]),
         ("bench", &["--model", "./no/such/place"]),
+        ("eval", &["--model", "./no/such/place"]),
         ("harmony", &["render", "--model", "./no/such/place"]),
     ] {
         let output = run(name, args, b"");

@@ -47,32 +47,38 @@ impl TrainingBatch {
 pub struct Mixture {
     /// Of sequences, the share that is plain text to learn copying from.
     pub recall: f64,
-    /// Whether needles lie in long texts too.
-    pub long: bool,
+    /// Of those, the share that lists names instead of codes.
+    pub names: f64,
+    /// Of those that tell codes, the share that is long.
+    pub long_recall: f64,
+    /// Of a thousand exercises, those of each kind: facts, additions, subtractions, needles of four
+    /// lengths, tools, unknown; the rest are greetings.
+    pub shares: [usize; 9],
 }
 
 impl Mixture {
-    /// `done` runs from 0 to 1 over the training.
-    pub fn at(done: f64) -> Mixture {
-        Mixture { recall: if done < 0.15 { 0.3 } else { 0.02 }, long: done >= 0.3 }
-    }
-
     fn task(&self, rng: &mut Rng) -> Task {
         let digits = |rng: &mut Rng| match rng.below(20) {
             0 => 1,
             1..=7 => 2,
             _ => 3,
         };
-        match rng.below(1000) {
-            0..150 => Task::Facts,
-            150..330 => Task::Addition { digits: digits(rng) },
-            330..520 => Task::Subtraction { digits: digits(rng) },
-            520..640 => Task::Needle { tokens: 60 + rng.below(100) },
-            640..690 if self.long => Task::Needle { tokens: 200 + rng.below(500) },
-            690..710 if self.long => Task::Needle { tokens: 1000 + rng.below(1080) },
-            520..710 => Task::Needle { tokens: 100 + rng.below(150) },
-            710..900 => Task::Tools,
-            900..980 => Task::Unknown,
+        let mut draw = rng.below(1000);
+        let kind = self.shares.iter().position(|share| {
+            let here = draw < *share;
+            draw = draw.saturating_sub(*share);
+            here
+        });
+        match kind {
+            Some(0) => Task::Facts,
+            Some(1) => Task::Addition { digits: digits(rng) },
+            Some(2) => Task::Subtraction { digits: digits(rng) },
+            Some(3) => Task::Needle { tokens: 60 + rng.below(100) },
+            Some(4) => Task::Needle { tokens: 100 + rng.below(150) },
+            Some(5) => Task::Needle { tokens: 200 + rng.below(500) },
+            Some(6) => Task::Needle { tokens: 1000 + rng.below(1080) },
+            Some(7) => Task::Tools,
+            Some(8) => Task::Unknown,
             _ => Task::Greeting,
         }
     }
@@ -109,8 +115,14 @@ impl Mixture {
         tokenizer: &Tokenizer,
     ) -> gpt_oss_puzzle::Result<(Vec<u32>, usize)> {
         if rng.chance(self.recall) {
-            let length = 200 + rng.below(200);
-            return Ok((tokenizer.encode(&world::plain_sentences(length, rng))?, 1));
+            let text = if self.names > 0.0 && rng.chance(self.names) {
+                world::plain_names(60 + rng.below(140), rng)
+            } else if self.long_recall > 0.0 && rng.chance(self.long_recall) {
+                world::plain_sentences(600 + rng.below(1200), rng)
+            } else {
+                world::plain_sentences(200 + rng.below(200), rng)
+            };
+            return Ok((tokenizer.encode(&text)?, 1));
         }
         let exercise = world::exercise(self.task(rng), Split::Train, rng);
         let (mut sequence, turn) = tokens(&exercise, tokenizer)?;

@@ -8,9 +8,9 @@ use std::path::Path;
 /// Steps averaged for the darker line.
 const WINDOW: usize = 50;
 
-/// Draws `losses` to the PNG `path`, on a logarithmic axis; `quantised_from`, a share of the steps, is
+/// Draws `losses` to the PNG `path`, on a logarithmic axis; the step `quantised_from` is
 /// marked.
-pub fn draw(losses: &[f64], quantised_from: f64, path: &Path) -> Result<(), Box<dyn Error>> {
+pub fn draw(losses: &[f64], quantised_from: usize, path: &Path) -> Result<(), Box<dyn Error>> {
     register_font("sans-serif", FontStyle::Normal, dejavu::sans::regular())
         .map_err(|_| "the font is invalid")?;
     let finite = losses.iter().copied().filter(|loss| *loss > 0.0);
@@ -36,7 +36,7 @@ pub fn draw(losses: &[f64], quantised_from: f64, path: &Path) -> Result<(), Box<
         .draw_series(LineSeries::new(points(means), &BLUE))?
         .label(format!("mean of {WINDOW} steps"))
         .legend(|(x, y)| PathElement::new([(x, y), (x + 16, y)], BLUE));
-    let from = (losses.len() as f64 * quantised_from) as usize;
+    let from = quantised_from.min(losses.len());
     chart
         .draw_series(LineSeries::new([(from, low), (from, high)], &RED))?
         .label("experts in MXFP4 from here")

@@ -36,6 +36,7 @@ use gpt_oss_puzzle::harmony::{Effort, Message, Tool};
 pub use corpus::{corpus, draw_task};
 pub use needle::plain_sentences;
 pub use rng::Rng;
+pub use tools::plain_names;
 pub use tools::{ToolStage, tools};
 
 /// Which side of the fence an exercise is from.

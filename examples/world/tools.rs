@@ -110,6 +110,15 @@ fn city(split: Split, rng: &mut Rng) -> String {
     (*rng.pick(&cities)).to_owned()
 }
 
+/// About `tokens` tokens of names of training, told and told again in the same order: raw text that can
+/// only be foreseen by looking back.
+pub fn plain_names(tokens: usize, rng: &mut Rng) -> String {
+    // A name and its comma take about four tokens.
+    let names: Vec<String> = (0..(tokens / 8).max(2)).map(|_| city(Split::Train, rng)).collect();
+    let told = names.join(", ");
+    format!("{told}. {told}.")
+}
+
 /// An exercise of `stage`.
 pub fn tool_exercise(
     stage: ToolStage,
