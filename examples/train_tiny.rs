@@ -73,8 +73,9 @@ struct Stage {
     mixture: fn(usize) -> Mixture,
 }
 
-/// First words, sums and the form of a turn; then what has to be looked up in the text, at length.
-const STAGES: [Stage; 2] = [
+/// First words, sums and the form of a turn; then what has to be looked up in the text, at length; then
+/// all but the long texts, to the end.
+const STAGES: [Stage; 3] = [
     Stage {
         steps: 2500,
         rate: (2.5e-3, 5000),
@@ -89,13 +90,23 @@ const STAGES: [Stage; 2] = [
         },
     },
     Stage {
-        steps: 3600,
+        steps: 750,
         rate: (2e-3, 3600),
         mixture: |_| Mixture {
             recall: 0.14,
             names: 0.4,
             long_recall: 0.2,
             shares: [120, 170, 200, 120, 0, 60, 20, 230, 70],
+        },
+    },
+    Stage {
+        steps: 2000,
+        rate: (1.8e-3, 2000),
+        mixture: |_| Mixture {
+            recall: 0.06,
+            names: 1.0,
+            long_recall: 0.0,
+            shares: [200, 190, 240, 60, 0, 0, 0, 220, 70],
         },
     },
 ];
@@ -106,7 +117,7 @@ const SHARDS: usize = 2;
 const TOKENS: usize = 3072;
 /// Steps in which a stage's learning rate rises, and from which step on experts are MXFP4.
 const WARM_UP: usize = 100;
-const MXFP4_FROM: usize = 4600;
+const MXFP4_FROM: usize = 4000;
 /// Weight of the balance between experts in the loss.
 const BALANCE: f64 = 0.01;
 const STEPS_PER_CHECKPOINT: usize = 250;
