@@ -2,7 +2,7 @@
 
 use gpt_oss_puzzle::Model;
 use gpt_oss_puzzle::cache::KvDtype;
-use indicatif::ProgressBar;
+use indicatif::{DecimalBytes, ProgressBar};
 use std::error::Error;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -63,9 +63,9 @@ impl LoadArgs {
         bar.finish_and_clear();
         let model = model?;
         eprintln!(
-            "loaded {} layers, {:.2} GB of weights in {:.2} s, on {}; context {} tokens",
+            "loaded {} layers, {} of weights in {:.2} s, on {}; context {} tokens",
             model.config().num_hidden_layers(),
-            model.checkpoint().total_bytes() as f64 / 1e9,
+            DecimalBytes(model.checkpoint().total_bytes()),
             started.elapsed().as_secs_f64(),
             model.transformer().kernels(),
             model.context(),
