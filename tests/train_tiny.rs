@@ -40,10 +40,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use world::{Rng, Split, Task};
 
+/// Where the SwiGLU under test clamps: a difference across it would be of neither side.
+const KINK: f32 = 0.8;
+
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models/puzzle-tiny");
 
+/// Numbers from -1 to 1, none near ±[`KINK`].
 fn random(rng: &mut Rng, shape: &[usize]) -> Tensor {
-    let numbers = (0..shape.iter().product()).map(|_| rng.below(2001) as f32 / 1000.0 - 1.0);
+    let number = |_| {
+        let x = rng.below(2001) as f32 / 1000.0 - 1.0;
+        if (x.abs() - KINK).abs() < 0.02 { x / 2.0 } else { x }
+    };
+    let numbers = (0..shape.iter().product()).map(number);
     Tensor::from_vec(numbers.collect::<Vec<_>>(), shape, &Device::Cpu).expect("a tensor")
 }
 
@@ -92,14 +100,13 @@ fn gradients_are_those_of_the_forward_pass() -> candle_core::Result<()> {
         sign: 1.0,
     };
     check_gradient("rotation", &[&[5, 16]], |x| x[0].apply_op1(rotation.clone()))?;
-    // A limit within the inputs' range, so that some of them are clamped.
-    let swiglu = || SwiGlu { alpha: 1.702, limit: 0.8 };
+    let swiglu = || SwiGlu { alpha: 1.702, limit: KINK };
     check_gradient("swiglu", &[&[200, 24]], |x| x[0].apply_op1(swiglu()))?;
     let counts = vec![2, 0, 3];
     check_gradient("per expert", &[&[5, 8], &[3, 6, 8], &[3, 6]], |x| {
         x[0].apply_op3(&x[1], &x[2], PerExpert { counts: counts.clone() })
     })?;
-    for window in [usize::MAX, 3, 300] {
+    for window in [usize::MAX, 3, 270] {
         // Over 256 queries, to have more than one block.
         let lengths = vec![4, 300, 1];
         check_gradient("attention", &[&[305, (4 + 2 * 2) * 8], &[4]], |x| {

@@ -44,16 +44,6 @@ pub struct Mistake {
     pub got: String,
 }
 
-impl Mark {
-    pub fn share(&self) -> f64 {
-        self.right as f64 / self.of as f64
-    }
-
-    pub fn passed(&self) -> bool {
-        self.share() >= self.wanted
-    }
-}
-
 /// All lines, each of about `count` exercises; all facts are asked where `count` allows.
 pub fn lines(count: usize, seed: u64) -> Vec<Line> {
     let mut rng = Rng::new(seed);
