@@ -23,7 +23,7 @@ const MAX_DEPTH: usize = 128;
 pub(super) struct Grammars(ParserFactory);
 
 /// A grammar and how much of a text it has seen.
-pub(super) struct Grammar(Matcher);
+pub(super) struct Grammar(Box<Matcher>);
 
 impl Grammars {
     /// Takes about a second for a vocabulary of 200,000.
@@ -71,7 +71,7 @@ impl Grammars {
             stuck.then(|| "no text follows it".into())
         });
         match problem {
-            None => Ok(Grammar(matcher)),
+            None => Ok(Grammar(Box::new(matcher))),
             Some(problem) => Err(Error::invalid_request(format!(
                 "the {kind} of {of} cannot be followed: {problem}"
             ))),
