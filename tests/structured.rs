@@ -14,6 +14,7 @@ mod speaking;
 #[path = "common/tokenizers.rs"]
 mod tokenizers;
 
+use gpt_oss_puzzle::ErrorKind;
 use gpt_oss_puzzle::chat::{
     AnswerError, ChatEvent, ChatRequest, ChatResponse, Format, Model, Reasoning, ReasoningCut,
 };
@@ -21,7 +22,6 @@ use gpt_oss_puzzle::generation::{FinishReason, SamplingParams};
 use gpt_oss_puzzle::harmony::{Mode, Parser, Primed, Tool, ToolChoice};
 use gpt_oss_puzzle::tokenizer::Tokenizer;
 use gpt_oss_puzzle::weights::{Checkpoint, tiny_config};
-use gpt_oss_puzzle::{Error, ErrorKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use speaking::{ENDLESS, biased, events, speaking, tiny};
@@ -547,7 +547,7 @@ mod typed {
             nested += usize::from(report.next.is_some());
         }
         assert!(clear > 3 && cloudy > clear + 3 && nested > 0, "{clear} {cloudy} {nested}");
-        let error: Error =
+        let error =
             model.chat_as::<Report>(&request(0, Format::json_object()).max_tokens(40)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Answer);
         let cause = error.source().and_then(|e| e.downcast_ref::<AnswerError>()).unwrap();
