@@ -15,6 +15,7 @@ use gpt_oss_puzzle::{ChatEvent, ChatRequest};
 use schemars::JsonSchema;
 use serde_json::{Value, json};
 use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Ask a model that can look up the (invented) weather and add numbers. The answer goes to stdout,
@@ -75,6 +76,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         ChatEvent::Finish { reason, .. } => eprintln!("\n[{reason:?}]"),
         _ => {}
     });
-    println!("{}", session.run_tools(options, run_tool)?.text());
+    let answer = session.run_tools(options, run_tool)?;
+    writeln!(std::io::stdout(), "{}", answer.text())?;
     Ok(ExitCode::SUCCESS)
 }

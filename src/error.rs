@@ -52,6 +52,8 @@ pub enum ErrorKind {
     Malformed,
     /// The arguments of a tool call are not what the caller asked to parse.
     ToolArguments,
+    /// The answer is not what the caller asked to parse.
+    Answer,
     /// A tool failed, and the caller asked that this ends the run.
     Tool,
     /// The numbers went wrong: logits that are not finite.

@@ -35,6 +35,8 @@
 //! - `hub` (default): [`Model::builder`] takes `owner/name` and downloads it. Without it the crate has
 //!   no network code.
 //! - `schemars`: `harmony::Tool::typed` declares a tool from a type with `#[derive(JsonSchema)]`.
+//! - `structured`: answers follow a [`chat::Format`], and the arguments of required calls their schema.
+//!   With `schemars`, `Model::chat_as` answers with a value of such a type.
 //!
 //! # Environment
 //!

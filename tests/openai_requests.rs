@@ -1,7 +1,7 @@
 //! Requests in the shapes of OpenAI's chat API.
 
 use gpt_oss_puzzle::ErrorKind;
-use gpt_oss_puzzle::chat::{ChatRequest, openai};
+use gpt_oss_puzzle::chat::{ChatRequest, Format, openai};
 use gpt_oss_puzzle::generation::SamplingParams;
 use gpt_oss_puzzle::harmony::openai::{Request, StringArguments};
 use gpt_oss_puzzle::harmony::{
@@ -97,24 +97,20 @@ fn a_request_is_read_whole() {
 fn what_cannot_be_done_is_refused() {
     for (field, value, expected) in [
         ("n", json!(2), "n is 2, expected 1"),
-        ("stop", json!(["."]), "stop is [\".\"], expected none"),
-        (
-            "response_format",
-            json!({"type": "json_object"}),
-            "response_format is {\"type\":\"json_object\"}, expected {\"type\":\"text\"}",
-        ),
+        ("stop", json!(7), "stop is 7, expected a text or a list of texts"),
+        ("stop", json!(["a", 7]), "stop is [\"a\",7], expected a text or a list of texts"),
         ("functions", json!([]), "functions is [], expected tools"),
         ("function_call", json!("auto"), "function_call is \"auto\", expected tool_choice"),
         (
             "tool_choice",
-            json!("required"),
-            "tool_choice is \"required\", expected \"auto\" or \"none\": a call cannot be forced",
+            json!("any"),
+            "tool_choice is \"any\", expected \"auto\", \"none\", \"required\" or a function",
         ),
         (
             "tool_choice",
             json!({"type": "function"}),
-            "tool_choice is {\"type\":\"function\"}, expected \"auto\" or \"none\": a call cannot be \
-             forced",
+            "tool_choice is {\"type\":\"function\"}, expected \"auto\", \"none\", \"required\" or a \
+             function",
         ),
         ("max_tokens", json!(-1), "max_tokens is -1, expected a number of tokens"),
         ("logprobs", json!(3), "logprobs is 3, expected true or false"),
@@ -131,5 +127,63 @@ fn what_cannot_be_done_is_refused() {
         let error = ChatRequest::from_openai(&request).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidRequest);
         assert_eq!(error.to_string(), expected);
+    }
+}
+
+#[test]
+fn stops_and_required_tools_are_read() {
+    let read = |field: &str, value: Value| {
+        let mut request = json!({"messages": [{"role": "user", "content": "Hi"}]});
+        request[field] = value;
+        ChatRequest::from_openai(&request).unwrap()
+    };
+    assert_eq!(read("stop", json!("\n")).stop, ["\n"]);
+    assert_eq!(read("stop", json!(["a", "b"])).stop, ["a", "b"]);
+    for none in [json!(null), json!([])] {
+        assert!(read("stop", none).stop.is_empty());
+    }
+    assert_eq!(read("tool_choice", json!("required")).tool_choice, ToolChoice::Required);
+    let named = json!({"type": "function", "function": {"name": "add"}});
+    assert_eq!(read("tool_choice", named).tool_choice, ToolChoice::Named("add".into()));
+}
+
+#[test]
+fn formats_are_read_where_they_can_be_followed() {
+    let read = |format: Value| {
+        let messages = json!([{"role": "user", "content": "Hi"}]);
+        ChatRequest::from_openai(&json!({"messages": messages, "response_format": format}))
+    };
+    assert_eq!(read(json!({"type": "text"})).unwrap().format, None);
+    let schema = json!({"type": "integer"});
+    let named = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    if cfg!(feature = "structured") {
+        let object = read(json!({"type": "json_object"})).unwrap().format;
+        assert_eq!(object, Some(Format::json_object()));
+        assert_eq!(read(named).unwrap().format, Some(Format::json_schema(schema)));
+        for (wrong, expected) in [
+            (json!({"type": "json_schema"}), "{\"type\":\"json_schema\"}"),
+            (json!({"type": "yaml"}), "{\"type\":\"yaml\"}"),
+            (json!("json"), "\"json\""),
+        ] {
+            let error = read(wrong).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+            assert_eq!(
+                error.to_string(),
+                format!(
+                    "response_format is {expected}, expected a type of text, json_object or \
+                     json_schema, the last with its schema"
+                )
+            );
+        }
+    } else {
+        for format in [json!({"type": "json_object"}), named] {
+            let error = read(format.clone()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+            let expected = "{\"type\":\"text\"} in a build without the feature `structured`";
+            assert_eq!(
+                error.to_string(),
+                format!("response_format is {format}, expected {expected}")
+            );
+        }
     }
 }

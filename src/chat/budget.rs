@@ -21,6 +21,8 @@ pub(super) struct Budget {
     deadline: Option<usize>,
     /// Whether the model may end in a tool call as well as in an answer.
     tools: bool,
+    /// Whether it has to end in a tool call.
+    required: bool,
     loops: Option<Loops>,
     /// The last bytes of the chain of thought.
     tail: Vec<u8>,
@@ -94,6 +96,7 @@ impl Budget {
             max_tokens: reasoning.max_tokens,
             deadline: reserve.map(|reserve| most - reserve - switch),
             tools: request.offers_tools(),
+            required: request.requires_call(),
             loops: reasoning.break_loops.then(Loops::default),
             tail: Vec::new(),
             header: ids.channel[..ids.channel.len() - 1].to_vec(),
@@ -122,9 +125,10 @@ impl Budget {
         let made = generator.usage().completion_tokens;
         let to_deadline = self.deadline.map(|deadline| deadline.saturating_sub(made));
         let overdue = to_deadline == Some(0) && !self.tools;
+        let call_overdue = to_deadline == Some(0) && self.required;
         let cut = match content {
             Some(Content::Reasoning) => self.is_due(thought, to_deadline),
-            Some(Content::Preamble) if overdue => Some(ReasoningCut::Reserve),
+            Some(Content::Preamble) if overdue || call_overdue => Some(ReasoningCut::Reserve),
             None if overdue => return self.end_header(tokenizer, generator),
             _ => None,
         };

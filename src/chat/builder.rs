@@ -1,6 +1,7 @@
 //! [`ModelBuilder`]: how a checkpoint becomes a [`Model`], and how much memory its cache may take.
 
 use super::Model;
+use super::guide::Guidance;
 use super::model::Parts;
 use crate::cache::{KvCache, KvCacheConfig, KvDtype, PAGE_TOKENS};
 use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
@@ -227,6 +228,7 @@ impl ModelBuilder {
             generation_config,
             context,
             prefill_chunk: self.prefill_chunk,
+            guidance: Guidance::default(),
         }))
     }
 }

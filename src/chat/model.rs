@@ -1,5 +1,6 @@
 //! [`Model`]: everything that is needed to talk, loaded once and shared.
 
+use super::guide::Guidance;
 use super::{ChatRequest, ChatResponse, ChatSession, ChatStream, ModelBuilder};
 use crate::cache::{KvCache, Sequence};
 use crate::generation::{GenerateOptions, GenerationConfig, Generator, StopTokens};
@@ -38,6 +39,7 @@ pub(super) struct Parts {
     pub(super) generation_config: GenerationConfig,
     pub(super) context: usize,
     pub(super) prefill_chunk: usize,
+    pub(super) guidance: Guidance,
 }
 
 /// A raw prompt.
@@ -111,7 +113,8 @@ impl Model {
     ///
     /// # Errors
     /// `InvalidMessage` or `Template` for a conversation that cannot be rendered, `InvalidRequest` for
-    /// parameters out of range, `ContextOverflow` when prompt and requested tokens do not fit.
+    /// parameters out of range and for a format that cannot be followed, `ContextOverflow` when prompt
+    /// and requested tokens do not fit.
     pub fn chat_stream(&self, request: &ChatRequest) -> Result<ChatStream<'_>> {
         let prompt = self.render(request)?.tokens;
         let generator = self.continue_sequence(self.0.cache.sequence(), &prompt, request)?;
@@ -122,6 +125,11 @@ impl Model {
     /// `request`.
     pub fn session(&self, request: ChatRequest) -> ChatSession {
         ChatSession::new(self.clone(), request)
+    }
+
+    /// What guides turns.
+    pub(super) fn guidance(&self) -> &Guidance {
+        &self.0.guidance
     }
 
     /// The prompt of a request.

@@ -40,7 +40,8 @@ pub struct Reasoning {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
     /// Tokens of the answer's text that [`ChatRequest::max_tokens`], or the context, keeps free: the
-    /// chain of thought ends in time for them. A turn then never ends in
+    /// chain of thought ends in time for them, and so do words before a call that is required. A turn
+    /// then never ends in
     /// [`crate::generation::FinishReason::Length`] without a word of the answer; with a call of a tool,
     /// or with words to the user before one, it can.
     ///

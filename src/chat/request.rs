@@ -1,6 +1,6 @@
 //! [`ChatRequest`]: what a chat is asked for.
 
-use super::Reasoning;
+use super::{Format, Reasoning};
 use crate::generation::SamplingParams;
 use crate::harmony::{BuiltinTool, Effort, Message, RenderRequest, Tool, ToolChoice};
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,7 @@ pub struct ChatRequest {
     /// Builtin tools on offer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub builtin_tools: Vec<BuiltinTool>,
-    /// Whether the tools are on offer in this turn.
+    /// Whether the tools are on offer in this turn, and whether one has to be called.
     pub tool_choice: ToolChoice,
     /// How much to think.
     pub effort: Effort,
@@ -57,6 +57,9 @@ pub struct ChatRequest {
     /// words before a tool call, or arguments.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
+    /// What the answer's text has to follow; `None` for any text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
 }
 
 impl ChatRequest {
@@ -126,8 +129,8 @@ impl ChatRequest {
     /// The tools on offer in this turn.
     pub(super) fn offered(&self) -> (&[Tool], &[BuiltinTool]) {
         match self.tool_choice {
-            ToolChoice::Auto => (&self.tools, &self.builtin_tools),
             ToolChoice::None => (&[], &[]),
+            _ => (&self.tools, &self.builtin_tools),
         }
     }
 
@@ -142,10 +145,20 @@ impl ChatRequest {
         self
     }
 
+    /// Sets [`ChatRequest::format`].
+    pub fn format(self, format: Format) -> Self {
+        Self { format: Some(format), ..self }
+    }
+
     /// Whether the model may call tools.
     pub(super) fn offers_tools(&self) -> bool {
         let (tools, builtin_tools) = self.offered();
         !tools.is_empty() || !builtin_tools.is_empty()
+    }
+
+    /// Whether the model has to call one.
+    pub(super) fn requires_call(&self) -> bool {
+        matches!(self.tool_choice, ToolChoice::Required | ToolChoice::Named(_))
     }
 
     /// What the renderer is given.

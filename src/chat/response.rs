@@ -112,7 +112,8 @@ pub struct ChatResponse {
     pub logprobs: Vec<TokenLogprob>,
     /// Every generated token, control tokens and forced ones included.
     pub tokens: Vec<u32>,
-    /// Which of them, as indices, were not drawn but put there to end the chain of thought.
+    /// Which of them, as indices, were not drawn but put there: to end the chain of thought, or because
+    /// a [`super::Format`] left no choice.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forced: Vec<usize>,
     /// Why the chain of thought was ended, if it was.

@@ -1,6 +1,7 @@
 //! [`ChatStream`]: an answer while it is made.
 
 use super::budget::Budget;
+use super::guide::Guide;
 use super::session::SessionState;
 use super::stop_strings::StopStrings;
 use super::{ChatEvent, ChatRequest, ChatResponse, Model, ReasoningCut, TokenLogprob, TopLogprob};
@@ -29,6 +30,7 @@ pub struct ChatStream<'m> {
     timings: Timings,
     parser: Parser,
     budget: Budget,
+    guide: Option<Guide>,
     stops: StopStrings,
     /// Whether chain of thought is kept from the caller.
     hidden: bool,
@@ -63,9 +65,16 @@ impl<'m> ChatStream<'m> {
     ) -> Result<ChatStream<'m>> {
         let tokenizer = model.tokenizer().clone();
         let parser = Parser::new(tokenizer.clone(), request.reasoning.primed(), Mode::Tolerant)?
-            .tools(request.tools.iter().map(|tool| tool.name.as_str()));
+            .tools(request.tools.iter().map(|tool| tool.name.as_str()))
+            .builtin_tools(request.builtin_tools.iter().copied());
+        let budget = Budget::new(request, &tokenizer, &mut generator)?;
+        let mut guide = model.guidance().guide(request, &tokenizer, parser.header())?;
+        if let Some(guide) = &mut guide {
+            guide.constrain(&mut generator)?;
+        }
         Ok(ChatStream {
-            budget: Budget::new(request, &tokenizer, &mut generator)?,
+            budget,
+            guide,
             stops: StopStrings::new(&request.stop)?,
             hidden: request.reasoning.hidden,
             cancel: generator.cancel_handle(),
@@ -133,7 +142,8 @@ impl<'m> ChatStream<'m> {
     /// Runs one step of the model, or ends the answer.
     fn advance(&mut self) -> Result<()> {
         let started = Instant::now();
-        let stopped = self.stops.found().is_some();
+        let stopped =
+            self.stops.found().is_some() || self.guide.as_ref().is_some_and(Guide::is_done);
         let next = match self.generator.as_mut() {
             // The parser also ends a turn in which the model goes on to speak for a user or a tool.
             Some(generator) if !self.parser.is_done() && !stopped => generator.next(),
@@ -141,13 +151,13 @@ impl<'m> ChatStream<'m> {
         };
         if let Some(generator) = &self.generator {
             self.usage = Usage { reasoning_tokens: self.reasoning_tokens, ..generator.usage() };
-            let Timings { mut reasoning, mut answer, .. } = self.timings;
+            let Timings { mut reasoning, mut answer, grammar, .. } = self.timings;
             match self.content {
                 Some(Content::Reasoning) => reasoning += started.elapsed(),
                 Some(Content::Text) => answer += started.elapsed(),
                 _ => {}
             }
-            self.timings = Timings { reasoning, answer, ..generator.timings() };
+            self.timings = Timings { reasoning, answer, grammar, ..generator.timings() };
         }
         match next {
             Some(token) => self.take(token?),
@@ -187,11 +197,12 @@ impl<'m> ChatStream<'m> {
         }
         let events: Vec<Event> = self.parser.push(token.id)?.collect();
         events.into_iter().for_each(|event| self.handle(event));
-        self.limit(token.id)
+        self.steer(token.id)
     }
 
-    /// Ends the chain of thought when it is time to.
-    fn limit(&mut self, id: u32) -> Result<()> {
+    /// Sees to what comes after a token: ends the chain of thought when it is time to, and keeps the
+    /// turn to what is asked of it.
+    fn steer(&mut self, id: u32) -> Result<()> {
         let Some(generator) = self.generator.as_mut().filter(|_| !self.parser.is_done()) else {
             return Ok(());
         };
@@ -201,6 +212,14 @@ impl<'m> ChatStream<'m> {
         if let Some(cut) = cut {
             self.reasoning_cut = Some(cut);
             self.queue.push_back(ChatEvent::BudgetReached { reasoning_tokens, cut });
+        }
+        if let Some(guide) = &mut self.guide {
+            let started = Instant::now();
+            guide.take(id, self.parser.header())?;
+            if !generator.is_forcing() && generator.finish_reason().is_none() {
+                guide.constrain(generator)?;
+            }
+            self.timings.grammar += started.elapsed();
         }
         Ok(())
     }

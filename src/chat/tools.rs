@@ -2,7 +2,7 @@
 
 use super::{ChatEvent, ChatResponse, ChatSession};
 use crate::generation::{CancelHandle, FinishReason};
-use crate::harmony::{BuiltinTool, Item, Message, ToolCall, ToolKind};
+use crate::harmony::{BuiltinTool, Item, Message, ToolCall, ToolChoice, ToolKind};
 use crate::{Error, ErrorKind, Result};
 use std::fmt::{self, Display};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -122,6 +122,9 @@ impl ChatSession {
     /// tool that is not on offer is not run: the model is told which ones are. Neither is one that was
     /// cut off: the run ends there, with [`FinishReason::Length`].
     ///
+    /// A [`crate::harmony::ToolChoice`] that requires a call requires the first answer to be one; from
+    /// the next on the model decides.
+    ///
     /// The last answer's `finish_reason` is [`FinishReason::ToolCalls`] when the model still called
     /// tools in the last of [`ToolLoop::max_rounds`] answers; those calls were not run.
     ///
@@ -148,6 +151,21 @@ impl ChatSession {
     /// As [`ChatSession::respond`] and what its stream yields; `Tool` with [`ToolErrors::Abort`];
     /// `InvalidRequest` for no rounds.
     pub fn run_tools<O, E>(
+        &mut self,
+        options: ToolLoop<'_>,
+        tool: impl FnMut(&ToolCall) -> Result<O, E>,
+    ) -> Result<ChatResponse>
+    where
+        O: Display,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let choice = self.request().tool_choice.clone();
+        let response = self.run_rounds(options, tool);
+        self.request_mut().tool_choice = choice;
+        response
+    }
+
+    fn run_rounds<O, E>(
         &mut self,
         mut options: ToolLoop<'_>,
         mut tool: impl FnMut(&ToolCall) -> Result<O, E>,
@@ -179,6 +197,9 @@ impl ChatSession {
             let response = stream.finish()?;
             if response.finish_reason != FinishReason::ToolCalls || round == options.max_rounds {
                 return Ok(response);
+            }
+            if self.request().tool_choice != ToolChoice::None {
+                self.request_mut().tool_choice = ToolChoice::Auto;
             }
             round += 1;
         }

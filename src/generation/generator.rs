@@ -1,7 +1,7 @@
 //! [`Generator`]: one sequence through the model, token by token.
 
 use super::options::{CancelHandle, FinishReason, GenerateOptions, Timings, Usage};
-use super::{Sampler, StopTokens, TokenLogprobs};
+use super::{Sampler, StopTokens, TokenLogprobs, TokenSet};
 use crate::cache::Sequence;
 use crate::model::{Batch, GptOss, LogitRows};
 use crate::{Error, ErrorKind, Result};
@@ -40,6 +40,8 @@ pub struct Generator<'m> {
     pending: Vec<u32>,
     /// Yielded before the next token is drawn.
     forced: VecDeque<u32>,
+    /// To be drawn from next, if there is a choice of what.
+    allowed: Option<TokenSet>,
     /// Not to be drawn next.
     forbidden: Vec<u32>,
     sampler: Sampler,
@@ -117,6 +119,7 @@ impl<'m> Generator<'m> {
             model,
             pending: prompt[cached..].to_vec(),
             forced: VecDeque::new(),
+            allowed: None,
             forbidden: Vec::new(),
             sampler: Sampler::new(options.sampling.clone(), prompt, vocab_size)?,
             stop: StopTokens::new(stop.ids(), &options.stop_tokens, &[]),
@@ -178,6 +181,13 @@ impl<'m> Generator<'m> {
         self.check(ids)?;
         self.forbidden.extend(ids);
         Ok(())
+    }
+
+    /// Has the next token that is drawn be one of `ids`, whatever their bias, and none that is
+    /// forbidden; any after it may be any again. Called anew it replaces what it allowed before. When
+    /// nothing is left that can be drawn, the next step is an error, `InvalidRequest`.
+    pub fn allow(&mut self, ids: TokenSet) {
+        self.allowed = Some(ids);
     }
 
     fn check(&self, ids: &[u32]) -> Result<()> {
@@ -276,8 +286,11 @@ impl<'m> Generator<'m> {
             self.finish_reason = Some(FinishReason::Cancelled);
             return Ok(None);
         };
-        let id =
-            self.sampler.sample_except(&logits, &self.forbidden).map_err(|e| self.explain(e))?;
+        let id = self
+            .sampler
+            .sample_from(&logits, self.allowed.as_ref(), &self.forbidden)
+            .map_err(|e| self.explain(e))?;
+        self.allowed = None;
         self.forbidden.clear();
         self.pending.clear();
         self.pending.push(id);

@@ -116,6 +116,9 @@ pub struct Timings {
     /// Making the tokens of the answer's text; timed by [`crate::chat`].
     #[serde(default)]
     pub answer: Duration,
+    /// Finding out which tokens a format allows; timed by [`crate::chat`].
+    #[serde(default)]
+    pub grammar: Duration,
 }
 
 impl Timings {

@@ -20,6 +20,7 @@
 //! selection, in time linear in the vocabulary. The same logits, parameters and seed give the same
 //! token; logits do not depend on the number of threads (see [`crate::kernels`]), so neither do tokens.
 
+use super::TokenSet;
 use crate::model::{Device, Tensor};
 use crate::{Error, ErrorKind, Result};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
@@ -220,11 +221,17 @@ impl Sampler {
     /// # Errors
     /// `Numeric` when a logit is not finite, naming the first such token, or when there are none.
     pub fn sample(&mut self, logits: &[f32]) -> Result<u32> {
-        self.sample_except(logits, &[])
+        self.sample_from(logits, None, &[])
     }
 
-    /// The same without the tokens `forbidden`, which no bias brings back.
-    pub(super) fn sample_except(&mut self, logits: &[f32], forbidden: &[u32]) -> Result<u32> {
+    /// The same among the tokens `allowed` (if there is a choice of them) and not `forbidden`, whatever
+    /// their bias.
+    pub(super) fn sample_from(
+        &mut self,
+        logits: &[f32],
+        allowed: Option<&TokenSet>,
+        forbidden: &[u32],
+    ) -> Result<u32> {
         if logits.is_empty() {
             return Err(Error::new(ErrorKind::Numeric, "there are no logits to draw from"));
         }
@@ -236,7 +243,14 @@ impl Sampler {
         scores.clear();
         scores.extend_from_slice(logits);
         self.penalise(&mut scores);
+        if let Some(allowed) = allowed {
+            let others = (0..).zip(&mut scores).filter(|(id, _)| !allowed.contains(*id));
+            others.for_each(|(_, score)| *score = f32::NEG_INFINITY);
+        }
         forbidden.iter().for_each(|&id| scores[id as usize] = f32::NEG_INFINITY);
+        if scores[argmax(&scores) as usize] == f32::NEG_INFINITY {
+            return Err(Error::invalid_request("no token is both allowed and not forbidden"));
+        }
         let id = match self.params.temperature.unwrap_or(1.0) {
             0.0 => argmax(&scores),
             temperature => self.draw(&scores, temperature)?,
@@ -323,7 +337,8 @@ impl Sampler {
         (0..)
             .zip(scores)
             .filter(|&(id, &score)| {
-                key(score, id) >= cutoff && weight(score, max, temperature) >= min_p
+                let is_excluded = score == f32::NEG_INFINITY;
+                !is_excluded && key(score, id) >= cutoff && weight(score, max, temperature) >= min_p
             })
             .map(|(id, _)| id)
             .collect()

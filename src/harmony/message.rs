@@ -250,7 +250,7 @@ impl Tool {
     }
 }
 
-/// Whether the model may call tools. It cannot be made to: that takes constrained decoding.
+/// Whether the model may call tools, or has to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -261,6 +261,12 @@ pub enum ToolChoice {
     /// The prompt offers no tools. A call that the model invents all the same is reported as the call
     /// it is. The prompt's beginning changes with this, so of what is cached little is reused.
     None,
+    /// The model calls a tool on offer, after thinking as long as it likes: its turn cannot become an
+    /// answer. With the feature `structured` a function's arguments follow their schema. The prompt is
+    /// that of [`ToolChoice::Auto`].
+    Required,
+    /// The same with the function of this name.
+    Named(String),
 }
 
 /// A tool the model was trained with and knows by itself.
@@ -280,6 +286,14 @@ impl BuiltinTool {
         let namespace = name.split('.').next();
         let all = [BuiltinTool::Browser, BuiltinTool::Python];
         all.into_iter().find(|tool| Some(tool.namespace()) == namespace)
+    }
+
+    /// How its functions are addressed.
+    pub(crate) fn recipients(self) -> &'static [&'static str] {
+        match self {
+            BuiltinTool::Browser => &["browser.search", "browser.open", "browser.find"],
+            BuiltinTool::Python => &["python"],
+        }
     }
 
     /// What the names of its functions begin with: `browser`, `python`.

@@ -1,6 +1,6 @@
 //! A chat request from a Chat Completions request: [`ChatRequest::from_openai`].
 
-use crate::chat::ChatRequest;
+use crate::chat::{ChatRequest, Format};
 use crate::generation::SamplingParams;
 use crate::harmony::ToolChoice;
 use crate::harmony::openai::{Request, StringArguments};
@@ -26,8 +26,8 @@ impl ChatRequest {
     ///
     /// Messages and tools as [`Request::from_json`], with `reasoning_effort`, `builtin_tools`,
     /// `model_identity` and `date`; then the sampling parameters, `max_completion_tokens` or
-    /// `max_tokens`, `logprobs` with `top_logprobs`, and `tool_choice`. What would change the answer
-    /// and cannot be done is refused; fields that do not concern it (`model`, `stream`, `user`) are
+    /// `max_tokens`, `logprobs` with `top_logprobs`, `stop`, `tool_choice`, and with the feature
+    /// `structured` `response_format`. What would change the answer and cannot be done is refused; fields that do not concern it (`model`, `stream`, `user`) are
     /// ignored, and so is `parallel_tool_calls`, because the model makes one call at a time.
     ///
     /// ```
@@ -46,8 +46,9 @@ impl ChatRequest {
     ///
     /// # Errors
     /// As [`Request::from_json`]; `InvalidRequest` for a field of another type and for what cannot be
-    /// done: a `tool_choice` other than `auto` and `none`, `stop`, a `response_format` other than text,
-    /// several choices (`n`), the old `functions`, and a conversation that is not to be gone on with.
+    /// done: a `tool_choice` of several named tools, several choices (`n`), the old `functions`, and a
+    /// conversation that is not to be gone on with; without the feature `structured` a
+    /// `response_format` other than text.
     pub fn from_openai(request: &Value) -> Result<ChatRequest> {
         let request = Request::from_json(request, StringArguments::Parse)?;
         let fields = Fields(&request.variables);
@@ -55,8 +56,6 @@ impl ChatRequest {
             return Err(invalid("add_generation_prompt is false, expected true"));
         }
         fields.expect("n", "1", |n| *n == 1)?;
-        fields.expect("response_format", "{\"type\":\"text\"}", |f| f["type"] == "text")?;
-        fields.expect("stop", "none", |stop| stop.as_array().is_some_and(Vec::is_empty))?;
         fields.expect("functions", "tools", |_| false)?;
         fields.expect("function_call", "tool_choice", |_| false)?;
         let sampling: Map<String, Value> = (SAMPLING.iter())
@@ -77,30 +76,23 @@ impl ChatRequest {
                 return Err(invalid(format!("top_logprobs is {top}, but logprobs is not true")));
             }
         };
-        let tool_choice = match fields.get("tool_choice") {
-            None => ToolChoice::Auto,
-            Some(choice) => match choice.as_str() {
-                Some("auto") => ToolChoice::Auto,
-                Some("none") => ToolChoice::None,
-                _ => {
-                    return Err(invalid(format!(
-                        "tool_choice is {choice}, expected \"auto\" or \"none\": a call cannot be \
-                         forced"
-                    )));
-                }
-            },
+        let stop = match fields.get("stop") {
+            Some(Value::String(stop)) => vec![stop.clone()],
+            _ => fields.read("stop", "a text or a list of texts")?.unwrap_or_default(),
         };
         Ok(ChatRequest {
             messages: request.messages,
             tools: request.tools,
             builtin_tools: request.builtin_tools,
-            tool_choice,
+            tool_choice: fields.tool_choice()?,
             effort: request.effort,
             identity: request.identity,
             date: request.date,
             sampling,
             max_tokens,
             logprobs,
+            stop,
+            format: fields.format()?,
             ..ChatRequest::default()
         })
     }
@@ -121,6 +113,35 @@ impl<'a> Fields<'a> {
             })
         };
         self.get(name).map(read).transpose()
+    }
+
+    fn tool_choice(&self) -> Result<ToolChoice> {
+        let Some(choice) = self.get("tool_choice") else { return Ok(ToolChoice::Auto) };
+        let name = choice["function"]["name"].as_str();
+        match (choice.as_str(), choice["type"].as_str(), name) {
+            (Some("auto"), ..) => Ok(ToolChoice::Auto),
+            (Some("none"), ..) => Ok(ToolChoice::None),
+            (Some("required"), ..) => Ok(ToolChoice::Required),
+            (_, Some("function"), Some(name)) => Ok(ToolChoice::Named(name.to_owned())),
+            _ => Err(invalid(format!(
+                "tool_choice is {choice}, expected \"auto\", \"none\", \"required\" or a function"
+            ))),
+        }
+    }
+
+    fn format(&self) -> Result<Option<Format>> {
+        let Some(format) = self.get("response_format") else { return Ok(None) };
+        let schema = format["json_schema"].get("schema");
+        let expected = match (cfg!(feature = "structured"), format["type"].as_str(), schema) {
+            (_, Some("text"), _) => return Ok(None),
+            (false, ..) => "{\"type\":\"text\"} in a build without the feature `structured`",
+            (true, Some("json_object"), _) => return Ok(Some(Format::json_object())),
+            (true, Some("json_schema"), Some(schema)) => {
+                return Ok(Some(Format::json_schema(schema.clone())));
+            }
+            (true, ..) => "a type of text, json_object or json_schema, the last with its schema",
+        };
+        Err(invalid(format!("response_format is {format}, expected {expected}")))
     }
 
     fn expect(&self, name: &str, expected: &str, ok: impl Fn(&Value) -> bool) -> Result<()> {
