@@ -101,7 +101,7 @@ fn a_required_call_is_made() {
 fn a_named_function_is_called() {
     let model = tiny();
     for name in ["weather", "weather_news"] {
-        for seed in 0..25 {
+        for seed in 0..8 {
             let request = request(&model, seed, ToolChoice::Named(name.into()))
                 .builtin_tools([BuiltinTool::Python]);
             let response = model.chat(&request).unwrap();
@@ -136,7 +136,7 @@ fn a_builtin_tool_will_do() {
 #[test]
 fn a_thought_that_never_ends_does_not_keep_it_from_calling() {
     let model = speaking();
-    for seed in 0..15 {
+    for seed in 0..6 {
         let request = biased(&model, seed, ENDLESS)
             .max_tokens(500)
             .tools([weather(), news()])
