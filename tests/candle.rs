@@ -3,11 +3,14 @@
 //! candle-nn has the plain layers of this family (not its sinks, windows or experts), written by
 //! others; where both exist they must agree.
 
+#[allow(dead_code)] // The kernels' own tests use the rest.
+#[path = "common/kernels.rs"]
+mod kernels;
+
 use candle_core::{D, Device, Tensor};
 use candle_nn::{Module, rotary_emb};
-use gpt_oss_puzzle::kernels::cpu::{Cpu, Isa};
+use gpt_oss_puzzle::kernels::cpu::Cpu;
 use half::bf16;
-use std::io::Write;
 
 fn values(count: usize, seed: u32) -> Vec<f32> {
     let scramble = |i: u32| (i + 7919 * seed).wrapping_mul(2_654_435_761) >> 8;
@@ -21,13 +24,8 @@ fn tensor(values: &[f32], shape: &[usize]) -> Tensor {
 /// Runs `ours` on every tier of this machine and compares it with `theirs`.
 fn agree(name: &str, theirs: &Tensor, tolerance: f32, ours: impl Fn(&Cpu, &mut [f32])) {
     let want = theirs.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    for isa in Isa::ALL {
-        let Some(cpu) = Cpu::with_isa(isa, 2) else {
-            // Not eprintln!, which the test harness keeps to itself while a test passes.
-            let line = format!("NOT TESTED: this machine has no {isa:?}\n");
-            std::io::stderr().write_all(line.as_bytes()).unwrap();
-            continue;
-        };
+    for cpu in kernels::on_threads(2) {
+        let isa = cpu.isa();
         let mut got = vec![f32::NAN; want.len()];
         ours(&cpu, &mut got);
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {

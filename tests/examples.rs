@@ -2,23 +2,16 @@
 //!
 //! `cargo test` builds the examples first; alone, this test needs `cargo build --examples` before it.
 
+#[path = "common/example.rs"]
+mod example;
+
+use example::example;
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 const NAMES: [&str; 8] =
     ["bench", "chat", "eval", "generate", "harmony", "logprobs", "make_tiny", "train_tiny"];
-
-fn example(name: &str) -> Command {
-    let tests = std::env::current_exe().expect("this test's path");
-    let built = tests.parent().and_then(Path::parent).expect("the build folder");
-    let built = built.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(format!("{name}.rs"));
-    let age = |path: &Path| path.metadata().and_then(|m| m.modified()).ok();
-    let fresh = age(&built) >= age(&source);
-    assert!(fresh, "{} is missing or old: run cargo build --examples", built.display());
-    Command::new(built)
-}
 
 /// What an example makes of arguments and input.
 fn run(name: &str, args: &[&str], input: &[u8]) -> Output {

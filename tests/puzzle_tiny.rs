@@ -5,17 +5,19 @@
 //!
 //! `cargo test` builds the examples first; alone, this test needs `cargo build --examples` before it.
 
+#[path = "common/example.rs"]
+mod example;
 #[path = "../examples/eval/exam.rs"]
 mod exam;
 #[path = "../examples/world/mod.rs"]
 mod world;
 
+use example::example;
 use gpt_oss_puzzle::cache::KvDtype;
 use gpt_oss_puzzle::generation::FinishReason;
 use gpt_oss_puzzle::{ChatRequest, Model, ModelConfig};
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 const DIR: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models/puzzle-tiny");
 
@@ -112,17 +114,9 @@ fn more_effort_thinks_longer() {
     assert!(low < medium && medium < high && high >= 2.0 * low, "{low} {medium} {high}");
 }
 
-/// Runs an example of this build with the instruction set capped.
-fn example(name: &str, isa: &str, args: &[&str]) -> (String, String) {
-    let tests = std::env::current_exe().expect("this test's path");
-    let built = tests.parent().and_then(Path::parent).expect("the build folder");
-    let built: PathBuf =
-        built.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    let output = Command::new(&built)
-        .args(args)
-        .env("MAX_CPU_ISA", isa)
-        .output()
-        .unwrap_or_else(|e| panic!("{}: {e}; run cargo build --examples", built.display()));
+/// What an example prints with the instruction set capped.
+fn run(name: &str, isa: &str, args: &[&str]) -> (String, String) {
+    let output = example(name).args(args).env("MAX_CPU_ISA", isa).output().expect("starts");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (out, err) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.code().is_some_and(|code| code < 2), "{out}{err}");
@@ -135,7 +129,7 @@ fn every_tier_gives_the_same_answers() {
     let written = |isa: &str| -> Vec<serde_json::Value> {
         let path = dir.path().join(format!("{isa}.json"));
         let json = path.to_str().expect("UTF-8");
-        example("eval", isa, &["--count", "4", "--seed", "5", "--json", json]);
+        run("eval", isa, &["--count", "4", "--seed", "5", "--json", json]);
         let all = std::fs::read(&path).expect("written");
         let all: serde_json::Value = serde_json::from_slice(&all).expect("JSON");
         let marks = all["marks"].as_array().expect("marks");
@@ -152,7 +146,7 @@ fn every_tier_gives_the_same_answers() {
 #[test]
 fn the_readme_shows_the_true_output() {
     let readme = include_str!("../README.md");
-    let (out, err) = example("chat", "avx512", &["What is the capital of France?"]);
+    let (out, err) = run("chat", "avx512", &["What is the capital of France?"]);
     assert_eq!(out, "The capital of France is Paris.\n");
     assert!(readme.contains(out.trim_end()), "the answer");
     let thought = "The user asks for the capital of France. The capital of France is Paris.";

@@ -3,10 +3,9 @@
 //!
 //! A turn that is guided is well-formed. Its headers are of a list made here, token for token as the
 //! model was trained to write them; thoughts and words before a call are any text, the latter once in a
-//! turn; the answer, and the
-//! arguments of calls that are required, follow grammars, each from the `<|message|>` on that the parser
-//! takes for the beginning of that content, so that no header is ever held against them. The turn can
-//! end after an answer or a call and nowhere else.
+//! turn; the answer, and the arguments of calls that are required, follow grammars, each from the
+//! `<|message|>` on that the parser takes for the beginning of that content, so that no header is ever
+//! held against them. The turn can end after an answer or a call and nowhere else.
 
 use super::grammar::{Grammar, Grammars};
 use super::{ChatRequest, Format};

@@ -3,7 +3,7 @@
 //! Always of the logits as the model gave them, before penalties, bias and temperature: the numbers
 //! say what the model thinks, not what the sampling parameters made of it.
 
-use super::sampling::{id_of, key};
+use super::ranking::{id_of, key};
 use serde::{Deserialize, Serialize};
 
 /// A token and the natural logarithm of its probability.

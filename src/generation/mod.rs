@@ -13,6 +13,7 @@ mod config;
 mod generator;
 pub mod logprobs;
 mod options;
+mod ranking;
 pub mod sampling;
 mod stop;
 mod token_set;
