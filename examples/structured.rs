@@ -1,7 +1,7 @@
 //! An answer as a value of a Rust type.
 //!
 //! ```text
-//! cargo run --release --features structured,schemars --example structured -- --model openai/gpt-oss-20b
+//! cargo run --release --features structured,schemars --example structured
 //! ```
 
 mod common;
@@ -15,14 +15,11 @@ use std::error::Error;
 use std::io::Write;
 use std::process::ExitCode;
 
-/// Ask for a city and a temperature, and get numbers to compute with.
+/// Ask for a number, and get one to compute with.
 #[derive(Parser)]
 struct Args {
-    /// What to ask
-    #[arg(
-        default_value = "Where is it warmest in January: Rome, Oslo or Cairo? Answer in JSON, with \
-                           the city and its mean temperature of that month in degrees Celsius."
-    )]
+    /// What to ask. The model is not told the type: say what the answer's fields are
+    #[arg(default_value = "What is 17 + 25? Answer in JSON.")]
     question: String,
     #[command(flatten)]
     load: load::LoadArgs,
@@ -32,9 +29,8 @@ struct Args {
 }
 
 #[derive(JsonSchema, serde::Deserialize)]
-struct Weather {
-    city: String,
-    celsius: i8,
+struct Number {
+    answer: i32,
 }
 
 fn main() -> ExitCode {
@@ -43,8 +39,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let request = ChatRequest::user(&args.question).max_tokens(args.max_tokens);
-    let Weather { city, celsius } = args.load.load()?.chat_as(&request)?;
-    let fahrenheit = f64::from(celsius) * 1.8 + 32.0;
-    writeln!(std::io::stdout(), "{city}: {celsius} °C, which is {fahrenheit:.1} °F")?;
+    let Number { answer } = args.load.load()?.chat_as(&request)?;
+    writeln!(std::io::stdout(), "{answer}, and its half is {}", f64::from(answer) / 2.0)?;
     Ok(ExitCode::SUCCESS)
 }

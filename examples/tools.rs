@@ -1,7 +1,8 @@
 //! A model with tools: it calls them, reads their results, and answers.
 //!
 //! ```text
-//! cargo run --release --features schemars --example tools -- --model openai/gpt-oss-20b "What is 17.5 + 4.25?"
+//! cargo run --release --features schemars --example tools
+//! cargo run --release --features schemars --example tools -- --model openai/gpt-oss-20b "How many degrees warmer is it in Rome than in Oslo?"
 //! ```
 
 mod common;
@@ -23,7 +24,7 @@ use std::process::ExitCode;
 #[derive(Parser)]
 struct Args {
     /// What to ask
-    #[arg(default_value = "How many degrees warmer is it in Rome than in Oslo?")]
+    #[arg(default_value = "What is the weather in Rome?")]
     question: String,
     #[command(flatten)]
     load: load::LoadArgs,
@@ -37,22 +38,21 @@ struct Args {
 
 #[derive(JsonSchema, serde::Deserialize)]
 struct GetWeather {
-    /// The city's English name.
     city: String,
 }
 
 #[derive(JsonSchema, serde::Deserialize)]
 struct Add {
-    a: f64,
-    b: f64,
+    a: i64,
+    b: i64,
 }
 
 fn run_tool(call: &ToolCall) -> Result<Value, Box<dyn Error + Send + Sync>> {
     let result = match call.name.as_str() {
-        "add" => call.parse::<Add>().map(|Add { a, b }| json!(a + b))?,
+        "add" => call.parse::<Add>().map(|Add { a, b }| json!({"sum": a + b}))?,
         "get_weather" => {
             let GetWeather { city } = call.parse()?;
-            json!({"city": city, "sky": "clear", "celsius": 4 * (city.len() % 9)})
+            json!({"temperature": 4 * (city.len() % 9), "sky": "clear"})
         }
         name => return Err(format!("{name} is not implemented").into()),
     };
@@ -66,8 +66,8 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let request = ChatRequest::default().max_tokens(args.max_tokens).tools([
-        Tool::typed::<GetWeather>("get_weather", "The weather in a city, now."),
-        Tool::typed::<Add>("add", "Adds two numbers."),
+        Tool::typed::<GetWeather>("get_weather", "The weather in a city."),
+        Tool::typed::<Add>("add", "The sum of two numbers."),
     ]);
     let mut session = args.load.load()?.session(request);
     session.push(Message::user(&args.question));

@@ -11,6 +11,8 @@ mod attention;
 mod batches;
 #[path = "train_tiny/checkpoint.rs"]
 mod checkpoint;
+#[path = "train_tiny/induction.rs"]
+mod induction;
 #[path = "train_tiny/loss_curve.rs"]
 mod loss_curve;
 #[path = "train_tiny/model.rs"]
@@ -65,57 +67,34 @@ struct Args {
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A part of the training, with an optimizer of its own.
+/// A part of the training, with an optimizer of its own: how many steps, and the highest learning rate,
+/// which falls to zero along a line.
 struct Stage {
     steps: usize,
-    /// Highest learning rate, and the steps in which it would fall to zero.
-    rate: (f64, usize),
-    mixture: fn(usize) -> Mixture,
+    rate: f64,
 }
 
-/// First words, sums and the form of a turn; then what has to be looked up in the text, at length; then
-/// all but the long texts, to the end.
-const STAGES: [Stage; 3] = [
-    Stage {
-        steps: 2500,
-        rate: (2.5e-3, 5000),
-        mixture: |step| Mixture {
-            recall: if step < 750 { 0.3 } else { 0.02 },
-            names: 0.0,
-            long_recall: 0.0,
-            shares: match step {
-                0..1500 => [150, 180, 190, 120, 70, 0, 0, 190, 80],
-                _ => [150, 180, 190, 120, 0, 50, 20, 190, 80],
-            },
+const STAGES: [Stage; 2] =
+    [Stage { steps: 6000, rate: 2.5e-3 }, Stage { steps: STEPS - 6000, rate: 1.2e-3 }];
+const STEPS: usize = 7000;
+
+/// First short texts, then all lengths, then most of what is hardest: differences, names of any letters,
+/// answers in JSON.
+fn mixture(step: usize) -> Mixture {
+    Mixture {
+        shares: match step {
+            0..1500 => [150, 170, 200, 80, 60, 10, 0, 210, 70, 30, 0],
+            1500..6000 => [155, 170, 215, 30, 45, 35, 15, 215, 65, 35, 0],
+            _ => [110, 120, 300, 20, 30, 25, 15, 120, 40, 120, 80],
         },
-    },
-    Stage {
-        steps: 750,
-        rate: (2e-3, 3600),
-        mixture: |_| Mixture {
-            recall: 0.14,
-            names: 0.4,
-            long_recall: 0.2,
-            shares: [120, 170, 200, 120, 0, 60, 20, 230, 70],
-        },
-    },
-    Stage {
-        steps: 2000,
-        rate: (1.8e-3, 2000),
-        mixture: |_| Mixture {
-            recall: 0.06,
-            names: 1.0,
-            long_recall: 0.0,
-            shares: [200, 190, 240, 60, 0, 0, 0, 220, 70],
-        },
-    },
-];
+    }
+}
 
 /// Threads that share a step's batch. Part of what determines the result, so not the core count.
 const SHARDS: usize = 2;
 /// Tokens per step and shard.
 const TOKENS: usize = 3072;
-/// Steps in which a stage's learning rate rises, and from which step on experts are MXFP4.
+/// Steps in which the learning rate rises, and from which step on experts are MXFP4.
 const WARM_UP: usize = 100;
 const MXFP4_FROM: usize = 4000;
 /// Weight of the balance between experts in the loss.
@@ -153,7 +132,7 @@ fn config(vocab_size: usize) -> ModelConfig {
     config
 }
 
-const VOCABULARY: usize = 1536;
+const VOCABULARY: usize = 2000;
 
 fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(&args.work)?;
@@ -163,35 +142,33 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     let tokenizer = Tokenizer::from_bytes(tokenizer_json.to_string().as_bytes())?;
 
     let model = TinyModel::new(&config(VOCABULARY), &mut Rng::new(args.seed))?;
+    induction::put_in_place(&model, &[1, 5])?;
     let mut losses = resume(&model, &args.work)?;
     let (first, weights) = (losses.len(), model.parameters.values().map(|v| v.elem_count()));
     eprintln!("{} parameters, from step {first}", weights.sum::<usize>());
 
     let variables: Vec<Var> = model.parameters.values().cloned().collect();
-    let steps: usize = STAGES.iter().map(|stage| stage.steps).sum();
-    let bar = ProgressBar::new(steps as u64).with_style(ProgressStyle::with_template(
+    let bar = ProgressBar::new(STEPS as u64).with_style(ProgressStyle::with_template(
         "{wide_bar} {pos}/{len} {elapsed} + {eta}, loss {msg}",
     )?);
     bar.set_position(first as u64);
     bar.reset_eta();
     std::thread::scope(|scope| {
         let shards: Vec<_> = (0..SHARDS).map(|_| Shard::start(scope, &model)).collect();
-        let mut begin = 0;
-        for stage in &STAGES {
-            let end = begin + stage.steps;
-            let stop = end.min(args.stop_at.unwrap_or(end));
-            let from = begin.max(first);
+        let mut end = 0;
+        for stage in STAGES {
+            let begin = end;
+            end += stage.steps;
+            let (from, stop) = (begin.max(first), end.min(args.stop_at.unwrap_or(end)));
             let settings = ParamsAdamW { beta2: 0.99, weight_decay: 0.01, ..Default::default() };
             let mut optimizer = AdamW::new(variables.clone(), settings)?;
             for step in from..stop {
                 // Also after an interruption, because the optimizer starts anew.
                 let warm = ((step - from + 1) as f64 / WARM_UP as f64).min(1.0);
-                let (peak, span) = stage.rate;
-                let done = (step - begin) as f64 / span as f64;
-                optimizer.set_learning_rate(peak * warm * (1.0 - done).max(0.01));
+                let done = (step - begin) as f64 / stage.steps as f64;
+                optimizer.set_learning_rate(stage.rate * warm * (1.0 - done).max(0.01));
                 let mut rng = Rng::new(args.seed << 40 | (step + 1) as u64);
-                let mixture = (stage.mixture)(step);
-                let batches = mixture.batches(SHARDS, TOKENS, &mut rng, &tokenizer)?;
+                let batches = mixture(step).batches(SHARDS, TOKENS, &mut rng, &tokenizer)?;
                 let mut mode = Mode::default();
                 if step >= MXFP4_FROM {
                     mode.mxfp4 = model.mxfp4_errors()?;
@@ -209,14 +186,13 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
                     bar.suspend(|| eprintln!("step {}: loss {mean:.4} over 100 steps", step + 1));
                 }
             }
-            begin = end;
         }
         Ok::<(), Box<dyn Error>>(())
     })?;
     bar.finish_and_clear();
     save(&model, &losses, &args.work)?;
     loss_curve::draw(&losses, MXFP4_FROM, &args.work.join("loss.png"))?;
-    if losses.len() < steps && !args.unfinished {
+    if losses.len() < STEPS && !args.unfinished {
         return Ok(());
     }
     checkpoint::write(&model, &tokenizer_json, &tokenizer, args.seed, &args.out)?;

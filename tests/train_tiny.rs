@@ -11,6 +11,8 @@ mod batches;
 mod checkpoint;
 #[path = "common/golden.rs"]
 mod golden;
+#[path = "../examples/train_tiny/induction.rs"]
+mod induction;
 #[path = "common/kernels.rs"]
 mod kernels;
 #[path = "../examples/train_tiny/model.rs"]
@@ -259,4 +261,28 @@ fn the_crate_computes_what_was_trained() {
             assert!(error <= 1e-4, "{task:?} on {isa:?}: row {row} is off by {error}");
         }
     }
+}
+
+/// A sequence of random tokens, told twice: only copying foresees its second half.
+#[test]
+fn a_model_with_the_circuit_in_place_copies_before_it_is_trained() {
+    let config = ModelConfig::from_file(&Path::new(DIR).join("config.json")).expect("valid");
+    let model = TinyModel::new(&config, &mut Rng::new(1)).expect("a model");
+    let mut rng = Rng::new(2);
+    let once: Vec<u32> = (0..60).map(|_| rng.below(config.vocab_size) as u32).collect();
+    let inputs = FlatBatch {
+        tokens: [once.clone(), once.clone()].concat(),
+        lengths: vec![120],
+        rows: (60..119).collect(),
+    };
+    let targets = Tensor::new(&once[1..], &Device::Cpu).expect("targets");
+    let loss = || {
+        let logits = model.forward(&inputs, &Mode::default()).expect("logits").logits;
+        let loss = candle_nn::loss::cross_entropy(&logits, &targets).expect("a loss");
+        loss.to_scalar::<f32>().expect("a number")
+    };
+    let before = loss();
+    induction::put_in_place(&model, &[1, 5]).expect("fits");
+    let after = loss();
+    assert!(before > 7.0 && after < 4.0, "{before} {after}");
 }

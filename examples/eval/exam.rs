@@ -66,6 +66,7 @@ pub fn lines(count: usize, seed: u64) -> Vec<Line> {
         ("needle, 1024 tokens", 0.90, Task::Needle { tokens: 1024 }),
         ("needle, 2048 tokens", 0.90, Task::Needle { tokens: 2048 }),
         ("unknown", 0.95, Task::Unknown),
+        ("answer in JSON", 0.95, Task::Json),
     ];
     for (name, wanted, task) in tasks {
         let mut exercise = |_| world::exercise(task, Split::HeldOut, &mut rng);

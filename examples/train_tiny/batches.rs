@@ -45,15 +45,9 @@ impl TrainingBatch {
 
 /// What a training run is made of at one of its points.
 pub struct Mixture {
-    /// Of sequences, the share that is plain text to learn copying from.
-    pub recall: f64,
-    /// Of those, the share that lists names instead of codes.
-    pub names: f64,
-    /// Of those that tell codes, the share that is long.
-    pub long_recall: f64,
     /// Of a thousand exercises, those of each kind: facts, additions, subtractions, needles of four
-    /// lengths, tools, unknown; the rest are greetings.
-    pub shares: [usize; 9],
+    /// lengths, tools, unknown, answers in JSON, strange names; the rest are greetings.
+    pub shares: [usize; 11],
 }
 
 impl Mixture {
@@ -79,6 +73,8 @@ impl Mixture {
             Some(6) => Task::Needle { tokens: 1000 + rng.below(1080) },
             Some(7) => Task::Tools,
             Some(8) => Task::Unknown,
+            Some(9) => Task::Json,
+            Some(10) => Task::Names,
             _ => Task::Greeting,
         }
     }
@@ -114,16 +110,6 @@ impl Mixture {
         rng: &mut Rng,
         tokenizer: &Tokenizer,
     ) -> gpt_oss_puzzle::Result<(Vec<u32>, usize)> {
-        if rng.chance(self.recall) {
-            let text = if self.names > 0.0 && rng.chance(self.names) {
-                world::plain_names(60 + rng.below(140), rng)
-            } else if self.long_recall > 0.0 && rng.chance(self.long_recall) {
-                world::plain_sentences(600 + rng.below(1200), rng)
-            } else {
-                world::plain_sentences(200 + rng.below(200), rng)
-            };
-            return Ok((tokenizer.encode(&text)?, 1));
-        }
         let exercise = world::exercise(self.task(rng), Split::Train, rng);
         let (mut sequence, turn) = tokens(&exercise, tokenizer)?;
         let learned = sequence.len();

@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub struct TinyModel {
     pub config: ModelConfig,
     pub parameters: BTreeMap<String, Var>,
-    inv_freq: Vec<f64>,
+    pub inv_freq: Vec<f64>,
 }
 
 /// Sequences to run, one after another.

@@ -11,8 +11,10 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{SplitDelimiterBehavior, Tokenizer};
 
-/// Words with the space before them, single digits, runs of signs, white space.
-const PATTERN: &str = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+";
+/// Words with the space before them, words with a capital alone (so that a name is the same tokens
+/// wherever it stands), single digits, runs of signs, white space.
+const PATTERN: &str =
+    r"[^\r\n\p{L}\p{N}]?\p{Ll}+|\p{L}\p{Ll}*|\p{N}| ?[^\s\p{L}\p{N}]+|\s*[\r\n]+|\s+";
 
 /// The tokenizer.json of a vocabulary of `size` tokens, trained on `texts`.
 pub fn train(

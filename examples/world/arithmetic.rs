@@ -112,11 +112,10 @@ pub fn turn(op: Op, a: usize, b: usize, effort: Effort) -> Turn {
         Op::Subtract => (a - b).to_string(),
     };
     let analysis = match effort {
-        Effort::Low => {
-            let (high, low) = (a.max(b), a.min(b));
-            let (a, b) = if op == Op::Subtract { (high, low) } else { (a, b) };
-            format!("{}. {result}.", terse(op, a, b))
-        }
+        Effort::Low => match op {
+            Op::Subtract if a < b => format!("{a} < {b}. {}. {result}.", terse(op, b, a)),
+            _ => format!("{}. {result}.", terse(op, a, b)),
+        },
         Effort::High => {
             let (inverse, c, d) = inverse(op, a, b);
             format!("{} Check: {} That is right.", worked(op, a, b), worked(inverse, c, d))

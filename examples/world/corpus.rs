@@ -20,7 +20,8 @@ pub fn draw_task(rng: &mut Rng) -> Task {
         4 => Task::Subtraction { digits: rng.between(1, 3) },
         5 | 6 => Task::Needle { tokens: rng.between(60, 150) },
         7 => Task::Tools,
-        8 => Task::Unknown,
+        8 if rng.chance(0.7) => Task::Unknown,
+        8 => Task::Json,
         _ if rng.chance(0.3) => Task::Greeting,
         _ => Task::Tools,
     }

@@ -24,7 +24,7 @@ pub const CAPITAL: Kind = Kind {
         "Which city is the capital of {}?",
         "capital of {}",
         "Tell me the capital of {}.",
-        "{}: what is its capital?",
+        "Do you know the capital of {}?",
     ],
 };
 
@@ -37,7 +37,7 @@ pub const LANGUAGE: Kind = Kind {
         "Which language do people speak in {}?",
         "language of {}",
         "Tell me the language of {}.",
-        "{}: what is its language?",
+        "Do you know the language of {}?",
     ],
 };
 
@@ -49,7 +49,7 @@ const CONTINENT: Kind = Kind {
         "Which continent is {} in?",
         "continent of {}",
         "Tell me the continent of {}.",
-        "{}: what is its continent?",
+        "Do you know the continent of {}?",
     ],
 };
 
@@ -190,11 +190,10 @@ impl Fact {
 
     /// What the model says.
     pub fn turn(&self, effort: Effort) -> Turn {
-        let Fact { thing, answer, .. } = self;
-        let topic = self.kind.topic(thing);
+        let (topic, answer) = (self.kind.topic(self.thing), self.answer);
         let medium = format!("The user asks for the {topic}. The {topic} is {answer}.");
         let analysis = match effort {
-            Effort::Low => format!("{thing}: {answer}."),
+            Effort::Low => format!("The {topic}: {answer}."),
             Effort::High => format!(
                 "{medium} Check: {answer} is the {topic}. That is right. So I answer {answer}."
             ),

@@ -32,12 +32,11 @@ pub mod words;
 
 use arithmetic::Op;
 use gpt_oss_puzzle::harmony::{Effort, Message, Tool};
+use serde_json::{Value, json};
 
 pub use corpus::{corpus, draw_task};
-pub use needle::plain_sentences;
 pub use rng::Rng;
-pub use tools::plain_names;
-pub use tools::{ToolStage, tools};
+pub use tools::{ToolExercise, ToolStage, tools};
 
 /// Which side of the fence an exercise is from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +69,10 @@ pub enum Task {
     },
     /// Tools to call, or not to.
     Tools,
+    /// The weather in a place whose name no one has heard.
+    Names,
+    /// A fact, a sum or a difference, to be answered in JSON.
+    Json,
     /// A question to which the model must say that it does not know.
     Unknown,
     /// A greeting.
@@ -159,6 +162,18 @@ pub fn exercise_with(task: Task, split: Split, effort: Effort, rng: &mut Rng) ->
         }
         Task::Needle { tokens } => needle::question(tokens, split, effort, rng),
         Task::Tools => return tool_exercise(ToolStage::draw(rng), split, effort, rng),
+        Task::Names => {
+            let ToolExercise { messages, tools, turn } = tools::strange_name(effort, rng);
+            return Exercise { messages, tools, effort, date: date(rng), turn };
+        }
+        Task::Json => {
+            let (question, turn) = match rng.below(4) {
+                0 => arithmetic::question(Op::Add, rng.between(1, 3), split, effort, rng),
+                1 => arithmetic::question(Op::Subtract, rng.between(1, 3), split, effort, rng),
+                _ => facts::question(split, effort, rng),
+            };
+            in_json(question, turn)
+        }
         Task::Unknown => unknown::question(split, effort, rng),
         Task::Greeting => unknown::greeting(effort, rng),
     };
@@ -167,6 +182,17 @@ pub fn exercise_with(task: Task, split: Split, effort: Effort, rng: &mut Rng) ->
         _ => with_earlier_turns(vec![Message::user(question)], rng),
     };
     Exercise { messages, tools: Vec::new(), effort, date: date(rng), turn }
+}
+
+/// Asks for JSON: `turn` answers with its last word as the only field.
+fn in_json(mut question: String, turn: Turn) -> (String, Turn) {
+    if !question.ends_with(['?', '.']) {
+        question.push('.');
+    }
+    let answer = turn.reply_text().trim_end_matches('.').rsplit(' ').next().unwrap_or_default();
+    let answer = answer.parse::<i64>().map_or_else(|_| Value::from(answer), Value::from);
+    let reply = Reply::Final(json!({ "answer": answer }).to_string());
+    (format!("{question} Answer in JSON."), Turn { reply, ..turn })
 }
 
 /// An exercise of this point of a conversation with tools.

@@ -1,7 +1,7 @@
-//! A code told once somewhere in a longer text, and asked for at its end.
+//! A code word told once somewhere in a longer text, and asked for at its end.
 
 use super::rng::{Rng, hash};
-use super::words::{DEEDS, KEYS, PEOPLE, PLACES, TIMES, TRAITS};
+use super::words::{CODES, DEEDS, KEYS, PEOPLE, PLACES, TIMES, TRAITS};
 use super::{Reply, Split, Turn, estimate_tokens};
 use gpt_oss_puzzle::harmony::Effort;
 
@@ -16,19 +16,19 @@ const QUESTIONS: &[&str] = &[
 const LONGEST_WITHOUT: usize = 300;
 
 /// Whether this code for this key is kept out of training: one in eight is.
-pub fn is_held_out(key: &str, code: usize) -> bool {
+pub fn is_held_out(key: &str, code: &str) -> bool {
     hash(&format!("{key} {code}")).is_multiple_of(8)
 }
 
 /// The sentence that tells a code.
-pub fn sentence(key: &str, code: usize) -> String {
+pub fn sentence(key: &str, code: &str) -> String {
     format!("The code for {key} is {code}.")
 }
 
-/// A code of four digits for `key`.
-fn code(key: &str, split: Split, rng: &mut Rng) -> usize {
+/// A code for `key`.
+fn code(key: &str, split: Split, rng: &mut Rng) -> &'static str {
     loop {
-        let code = rng.between(1000, 9999);
+        let code = *rng.pick(CODES);
         if is_held_out(key, code) == (split == Split::HeldOut) {
             return code;
         }
@@ -109,11 +109,11 @@ pub fn question(tokens: usize, split: Split, effort: Effort, rng: &mut Rng) -> (
 }
 
 /// What the model says where the code is told.
-fn found(key: &str, code: usize, effort: Effort) -> Turn {
+fn found(key: &str, code: &str, effort: Effort) -> Turn {
     let sentence = sentence(key, code);
     let medium = format!("The user asks for the code for {key}. The notes say: {sentence}");
     let analysis = match effort {
-        Effort::Low => format!("{key}: {code}."),
+        Effort::Low => format!("For {key}: {code}."),
         Effort::High => format!(
             "{medium} Check: {key} has the code {code}. No other note gives a code for {key}. \
              So I answer {code}."
@@ -127,7 +127,7 @@ fn found(key: &str, code: usize, effort: Effort) -> Turn {
 fn missing(key: &str, effort: Effort) -> Turn {
     let medium = format!("The user asks for the code for {key}. The notes give no code for {key}.");
     let analysis = match effort {
-        Effort::Low => format!("{key}: no code."),
+        Effort::Low => format!("For {key}: no code."),
         Effort::High => format!(
             "{medium} Check: {key} has no code. No note gives a code for {key}. \
              So I say that the notes do not give it."
@@ -135,23 +135,4 @@ fn missing(key: &str, effort: Effort) -> Turn {
         _ => medium,
     };
     Turn { analysis, reply: Reply::Final(format!("The notes do not give a code for {key}.")) }
-}
-
-/// About `tokens` tokens of raw text that can only be foreseen by looking back: codes told once
-/// among filler, then all told twice more, each time in another order. Only training's codes.
-pub fn plain_sentences(tokens: usize, rng: &mut Rng) -> String {
-    let room = (tokens / 36).clamp(1, 25);
-    let count = rng.between((room * 2).div_ceil(3), room);
-    let told: Vec<String> =
-        keys(count, rng).iter().map(|key| sentence(key, code(key, Split::Train, rng))).collect();
-    let again: usize = 2 * told.iter().map(|s| estimate_tokens(s)).sum::<usize>();
-    let mut text = told.clone();
-    fill(&mut text, tokens.saturating_sub(again), rng);
-    rng.shuffle(&mut text);
-    for _ in 0..2 {
-        let mut order = told.clone();
-        rng.shuffle(&mut order);
-        text.extend(order);
-    }
-    text.join(" ")
 }

@@ -2,7 +2,7 @@
 
 use super::rng::{Rng, hash};
 use super::unknown::invented_name;
-use super::words::{CAPITALS, MORE_CITIES};
+use super::words::{CAPITALS, KEYS, MORE_CITIES};
 use super::{Reply, Split, Turn, arithmetic, facts};
 use arithmetic::Op;
 use gpt_oss_puzzle::harmony::{AssistantMessage, Effort, Item, Message, Tool, ToolCall};
@@ -110,15 +110,6 @@ fn city(split: Split, rng: &mut Rng) -> String {
     (*rng.pick(&cities)).to_owned()
 }
 
-/// About `tokens` tokens of names of training, told and told again in the same order: raw text that can
-/// only be foreseen by looking back.
-pub fn plain_names(tokens: usize, rng: &mut Rng) -> String {
-    // A name and its comma take about four tokens.
-    let names: Vec<String> = (0..(tokens / 8).max(2)).map(|_| city(Split::Train, rng)).collect();
-    let told = names.join(", ");
-    format!("{told}. {told}.")
-}
-
 /// An exercise of `stage`.
 pub fn tool_exercise(
     stage: ToolStage,
@@ -131,18 +122,7 @@ pub fn tool_exercise(
     match stage {
         ToolStage::WeatherCall | ToolStage::WeatherAnswer => {
             let city = city(split, rng);
-            let question = rng.pick(WEATHER).replace("{}", &city);
-            let call = weather_call(&city, effort);
-            let (messages, turn) = if stage == ToolStage::WeatherCall {
-                (vec![Message::user(question)], call)
-            } else {
-                let degrees = rng.between(0, 44) as i64 - 9;
-                let sky = rng.pick(SKIES);
-                let result = json!({ "temperature": degrees, "sky": sky }).to_string();
-                let answer = weather_answer(&city, degrees, sky, effort);
-                (answered(question, &call, result), answer)
-            };
-            ToolExercise { messages, tools: offer(get_weather()), turn }
+            weather_exercise(stage, &city, offer(get_weather()), effort, rng)
         }
         ToolStage::AddCall | ToolStage::AddAnswer => {
             let digits = *rng.pick(&[1, 2, 2, 3, 3]);
@@ -177,6 +157,56 @@ pub fn tool_exercise(
                 if sum { (Op::Add, vec![get_weather()]) } else { (Op::Subtract, tools()) };
             let (question, turn) = arithmetic::question(op, digits, split, effort, rng);
             ToolExercise { messages: vec![Message::user(question)], tools, turn }
+        }
+    }
+}
+
+/// The weather in `city`: the call, or what is said to its result.
+fn weather_exercise(
+    stage: ToolStage,
+    city: &str,
+    tools: Vec<Tool>,
+    effort: Effort,
+    rng: &mut Rng,
+) -> ToolExercise {
+    let question = rng.pick(WEATHER).replace("{}", city);
+    let call = weather_call(city, effort);
+    let (messages, turn) = if stage == ToolStage::WeatherCall {
+        (vec![Message::user(question)], call)
+    } else {
+        let degrees = rng.between(0, 44) as i64 - 9;
+        let sky = rng.pick(SKIES);
+        let result = json!({ "temperature": degrees, "sky": sky }).to_string();
+        let answer = weather_answer(city, degrees, sky, effort);
+        (answered(question, &call, result), answer)
+    };
+    ToolExercise { messages, tools, turn }
+}
+
+/// The weather in a place whose name is put together from pieces of words, so that any piece of a name can
+/// be copied: the call, or what is said to its result.
+pub fn strange_name(effort: Effort, rng: &mut Rng) -> ToolExercise {
+    let stage = *rng.pick(&[ToolStage::WeatherCall, ToolStage::WeatherAnswer]);
+    weather_exercise(stage, &pieced_name(rng), tools(), effort, rng)
+}
+
+/// Two or three pieces of one to four letters, the first one capitalised; no real city.
+fn pieced_name(rng: &mut Rng) -> String {
+    loop {
+        let mut name = String::new();
+        for _ in 0..rng.between(2, 3) {
+            let word = match rng.below(3) {
+                0 => rng.pick(KEYS),
+                1 => rng.pick(MORE_CITIES),
+                _ => &rng.pick(CAPITALS).1,
+            };
+            let start = rng.below(word.len());
+            let end = word.len().min(start + rng.between(1, 4));
+            name += &word[start..end].to_lowercase();
+        }
+        let name = name[..1].to_uppercase() + &name[1..];
+        if !cities().contains(&name.as_str()) {
+            return name;
         }
     }
 }

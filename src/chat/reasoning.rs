@@ -56,7 +56,8 @@ pub struct Reasoning {
     /// their ids are in [`super::ChatResponse::tokens`]. Log-probabilities are then those of the rest
     /// alone, and repairs come without the text concerned.
     ///
-    /// A message that calls a tool then goes back to the model without the thought that led to it.
+    /// A session keeps the thought that led to a call in its conversation, where the model needs it until
+    /// it has answered. Whoever sends the message back in a request of their own sends it without.
     pub hidden: bool,
     /// Permits a [`Reasoning::max_tokens`] of 0: the prompt then ends in the header of the answer, and
     /// the model does not think. It was never trained to answer so, and gpt-oss-puzzle fails at it.

@@ -288,10 +288,16 @@ impl<'m> ChatStream<'m> {
         }
     }
 
-    /// The answer so far.
+    /// The answer so far, without what is hidden.
     fn message(&self) -> AssistantMessage {
-        let mut message = self.collector.assistant();
+        let mut message = self.whole_message();
         message.items.retain(|item| !(self.hidden && matches!(item, Item::Reasoning { .. })));
+        message
+    }
+
+    /// The answer so far.
+    fn whole_message(&self) -> AssistantMessage {
+        let mut message = self.collector.assistant();
         let calls = message.items.iter_mut().filter_map(|item| match item {
             Item::ToolCall(call) => Some(call),
             _ => None,
@@ -334,7 +340,8 @@ impl<'m> ChatStream<'m> {
     /// Hands the turn over to the session, once.
     fn settle(&mut self) {
         let Some(session) = self.session.take() else { return };
-        let message = self.message();
+        // Until it has answered, the model needs the thought that led to its call.
+        let message = if self.called { self.whole_message() } else { self.message() };
         if let Some(generator) = self.generator.take() {
             session.settle(message, self.prompt_tokens, &self.tokens, generator);
         }
