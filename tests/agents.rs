@@ -91,7 +91,7 @@ fn request(question: &str, seed: u64) -> ChatRequest {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct City {
-    capital: String,
+    answer: String,
     letters: u8,
     famous: bool,
 }
@@ -102,11 +102,11 @@ fn json_follows_a_schema_it_was_never_taught_100_times_in_100() {
     let schema = json!({
         "type": "object",
         "properties": {
-            "capital": {"type": "string", "minLength": 1, "maxLength": 20},
+            "answer": {"type": "string", "minLength": 1, "maxLength": 20},
             "letters": {"type": "integer", "minimum": 1, "maximum": 20},
             "famous": {"type": "boolean"},
         },
-        "required": ["capital", "letters", "famous"],
+        "required": ["answer", "letters", "famous"],
         "additionalProperties": false,
     });
     let (mut right, mut famous) = (0, 0);
@@ -116,15 +116,14 @@ fn json_follows_a_schema_it_was_never_taught_100_times_in_100() {
             model.chat(&request.format(Format::json_schema(schema.clone()))).expect("runs");
         assert_eq!(response.finish_reason, FinishReason::Stop, "{seed}: {}", response.text());
         let city: City = response.parse().unwrap_or_else(|e| panic!("{seed}: {e}"));
-        assert!((1..=20).contains(&city.capital.chars().count()), "{seed}: {city:?}");
+        assert!((1..=20).contains(&city.answer.chars().count()), "{seed}: {city:?}");
         assert!((1..=20).contains(&city.letters), "{seed}: {city:?}");
         assert!(response.repairs.is_empty(), "{seed}: {:?}", response.repairs);
-        right += usize::from(city.capital == "Paris");
+        right += usize::from(city.answer.starts_with("Paris"));
         famous += usize::from(city.famous);
     }
-    // What is open is the model's to choose, and it knows some of it.
-    println!("Paris {right} times in 100, famous {famous}");
-    assert!(right > 30 && (1..100).contains(&famous), "{right} {famous}");
+    // What is open is the model's to choose: it knows the city, and was never taught to go on behind it.
+    assert!(right > 90 && (1..100).contains(&famous), "{right} {famous}");
 }
 
 #[derive(Debug, Deserialize)]
