@@ -15,6 +15,7 @@ mod fp8;
 mod isa;
 mod mxfp4;
 mod pages;
+mod panels;
 mod parallel;
 mod scalar;
 mod scratch;
@@ -35,9 +36,6 @@ use table::Kernels;
 /// Below this many multiplications or copied values a call stays on the calling thread: handing it out
 /// would cost more than it saves.
 const SMALL: usize = 1 << 15;
-
-/// Decoded weight rows that a tier may keep in the scratch of `mxfp4_matmul`.
-const SCRATCH_ROWS: usize = 4;
 
 /// Elements of an array of shape `shape`. Lengths are compared with this instead of a product that may
 /// have wrapped around: the kernels rely on the comparison.
@@ -185,15 +183,15 @@ impl Cpu {
         assert_eq!(w.len(), elements([rows, cols]), "w");
         assert_eq!(out.len(), elements([t, rows]), "out");
         assert!(bias.is_none_or(|b| b.len() == rows), "bias");
+        let Some(few) = self.kernels.few.filter(|few| t <= few.most) else {
+            return panels::matmul(self, out, w, x, bias, rows, cols);
+        };
         let out = Shares::new(out);
         self.split(rows, t * cols, 8, 64, |range| {
             let w = &w[range.start * cols..range.end * cols];
             let bias = bias.map(|b| &b[range.clone()]);
             // SAFETY: these columns are this task's alone. The table exists only where its tier runs.
-            unsafe {
-                let mut out = out.columns(rows, 0..t, range);
-                (self.kernels.matmul)(&mut out, w, x, bias, cols);
-            }
+            unsafe { (few.bf16)(&mut out.columns(rows, 0..t, range), w, x, bias, cols) }
         });
     }
 

@@ -8,10 +8,9 @@ use super::vector::{first, load_bf16, load_bf16_part, sum};
 use crate::kernels::cpu::shares::Columns;
 use half::bf16;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-/// Inputs of a dense layer that one pass over a task's weights serves; they stay in the L2 cache.
-const TOKENS: usize = 32;
+/// Inputs that a tile holds in registers with four weight rows; more are the panels' business.
+pub(in super::super) const FEW: usize = 6;
 
 /// Weight rows as a tile reads them, in vectors of 16: 2 to a block of 32.
 pub(super) trait WeightRows: Copy {
@@ -127,43 +126,39 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     sums
 }
 
-/// R weight rows from `row` on times the inputs `t` of `x`, to the columns of `out` from `column` on.
+/// R weight rows from `row` on times the few inputs of `x`, to the columns of `out` from `row` on.
 ///
 /// # Safety
 ///
 /// `w` has these rows of `cols` elements.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-#[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn tiles<W: WeightRows, const R: usize>(
+unsafe fn rows<W: WeightRows, const R: usize>(
     out: &mut Columns<'_, f32>,
-    column: usize,
     w: W,
     row: usize,
     x: &[f32],
-    t: Range<usize>,
     bias: Option<&[f32]>,
     cols: usize,
 ) {
-    let mut next = t.start;
-    while next < t.end {
-        let n = (t.end - next).min(6);
-        let x = x[next * cols..(next + n) * cols].as_ptr();
-        // SAFETY: the caller's rows; n inputs from `x` on, by the slicing above.
-        unsafe {
-            match n {
-                1 => out.put(next, column, tile::<W, R, 1>(w, row, x, cols), bias),
-                2 => out.put(next, column, tile::<W, R, 2>(w, row, x, cols), bias),
-                3 => out.put(next, column, tile::<W, R, 3>(w, row, x, cols), bias),
-                4 => out.put(next, column, tile::<W, R, 4>(w, row, x, cols), bias),
-                5 => out.put(next, column, tile::<W, R, 5>(w, row, x, cols), bias),
-                _ => out.put(next, column, tile::<W, R, 6>(w, row, x, cols), bias),
-            }
+    let inputs = x.len() / cols;
+    assert!(inputs <= FEW && x.len() == inputs * cols, "x");
+    let x = x.as_ptr();
+    // SAFETY: the caller's rows; this many inputs, asserted above.
+    unsafe {
+        match inputs {
+            0 => {}
+            1 => out.put(0, row, tile::<W, R, 1>(w, row, x, cols), bias),
+            2 => out.put(0, row, tile::<W, R, 2>(w, row, x, cols), bias),
+            3 => out.put(0, row, tile::<W, R, 3>(w, row, x, cols), bias),
+            4 => out.put(0, row, tile::<W, R, 4>(w, row, x, cols), bias),
+            5 => out.put(0, row, tile::<W, R, 5>(w, row, x, cols), bias),
+            _ => out.put(0, row, tile::<W, R, 6>(w, row, x, cols), bias),
         }
-        next += n;
     }
 }
 
-/// All columns of `out` for the inputs `t` of `x`.
+/// All columns of `out` for the few inputs of `x`.
 ///
 /// # Safety
 ///
@@ -173,19 +168,18 @@ pub(super) unsafe fn product<W: WeightRows>(
     out: &mut Columns<'_, f32>,
     w: W,
     x: &[f32],
-    t: Range<usize>,
     bias: Option<&[f32]>,
     cols: usize,
 ) {
-    let (rows, mut row) = (out.width(), 0);
+    let (columns, mut row) = (out.width(), 0);
     // SAFETY: the caller's rows; `row` stays below their number.
     unsafe {
-        while row + 4 <= rows {
-            tiles::<W, 4>(out, row, w, row, x, t.clone(), bias, cols);
+        while row + 4 <= columns {
+            rows::<W, 4>(out, w, row, x, bias, cols);
             row += 4;
         }
-        while row < rows {
-            tiles::<W, 1>(out, row, w, row, x, t.clone(), bias, cols);
+        while row < columns {
+            rows::<W, 1>(out, w, row, x, bias, cols);
             row += 1;
         }
     }
@@ -200,10 +194,7 @@ pub(in super::super) fn matmul(
     cols: usize,
 ) {
     assert_eq!(w.len(), out.width() * cols, "w");
-    let inputs = x.len() / cols;
-    for start in (0..inputs).step_by(TOKENS) {
-        let w = Bf16Rows { start: w.as_ptr(), cols };
-        // SAFETY: a row for each column, asserted above.
-        unsafe { product(out, w, x, start..inputs.min(start + TOKENS), bias, cols) };
-    }
+    let w = Bf16Rows { start: w.as_ptr(), cols };
+    // SAFETY: a row for each column, asserted above.
+    unsafe { product(out, w, x, bias, cols) }
 }
