@@ -7,7 +7,7 @@
 
 use gpt_oss_puzzle::kernels::cpu::{Cpu, Isa, Pool};
 use gpt_oss_puzzle::kernels::{
-    AttentionRows, ExpertShape, Experts, HeadShape, KvFormat, PAGE_TOKENS, SwigluParams,
+    AttentionRows, Dense, ExpertShape, Experts, HeadShape, KvFormat, PAGE_TOKENS, SwigluParams,
 };
 use half::bf16;
 use std::hint::black_box;
@@ -116,7 +116,7 @@ fn matmul(bench: &Bench, rng: &mut Rng) {
         let x = rng.floats(t * HIDDEN);
         let (name, weights) = (format!("matmul T={t}"), ROWS * HIDDEN);
         bench.case(&name, 2 * weights, 2 * t * weights, t * ROWS, |cpu, i, out| {
-            cpu.matmul(out, &w[i % w.len()], &x, None, ROWS, HIDDEN);
+            cpu.matmul(out, Dense::Bf16(&w[i % w.len()]), &x, None, ROWS, HIDDEN);
         });
     }
 }

@@ -9,7 +9,7 @@ mod common;
 use clap::{Parser, ValueEnum};
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
-use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
+use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, Layout};
 use serde_json::{Value, json};
 use std::error::Error;
@@ -48,6 +48,9 @@ struct Args {
     /// Most tokens that go through the model at once
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     chunk: u32,
+    /// How dense weights are held: bf16, as stored, or q8
+    #[arg(long, default_value = "bf16")]
+    dense_dtype: DenseDtype,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
@@ -100,7 +103,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         }
     };
     fits(checkpoint.config())?;
-    let model = GptOss::new(&checkpoint, args.threads)?;
+    let model = GptOss::new(&checkpoint, args.threads)?.with_dense_dtype(args.dense_dtype);
     let load_seconds = started.elapsed().as_secs_f64();
     let config = model.config();
     let scales = (0..config.num_hidden_layers()).map(|layer| checkpoint.kv_scales(layer));
@@ -136,7 +139,8 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
             "tokens_per_second": mean, "deviation": deviation, "seconds": seconds,
         });
         if name == "tg" {
-            let bytes = bytes_per_token(&checkpoint, args.kv_dtype, depth + tokens / 2);
+            let bytes =
+                bytes_per_token(&checkpoint, args.dense_dtype, args.kv_dtype, depth + tokens / 2);
             test["bytes_per_token"] = json!(bytes);
             test["gigabytes_per_second"] = json!(bytes as f64 * mean / 1e9);
         }
@@ -173,7 +177,12 @@ fn feed(
 
 /// What decoding one token has to read: the weights of its experts, all other weights but the
 /// embedding, and the keys and values of `depth` positions that each layer's window shows.
-fn bytes_per_token(checkpoint: &Checkpoint, kv_dtype: KvDtype, depth: usize) -> u64 {
+fn bytes_per_token(
+    checkpoint: &Checkpoint,
+    dense_dtype: DenseDtype,
+    kv_dtype: KvDtype,
+    depth: usize,
+) -> u64 {
     let config = checkpoint.config();
     let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
     let queries = (config.num_attention_heads * config.head_dim) as u64;
@@ -183,14 +192,19 @@ fn bytes_per_token(checkpoint: &Checkpoint, kv_dtype: KvDtype, depth: usize) -> 
     let per = if checkpoint.layout() == Layout::HfBf16 { 1 } else { 32 };
     let expert = 3 * hidden * inner * bits / per / 8 + 2 * (2 * inner + hidden);
     let page = KvCache::page_bytes(config, kv_dtype) as u64;
+    let dense = |weights: u64| match dense_dtype {
+        DenseDtype::Q8 => weights * 34 / 32,
+        _ => 2 * weights,
+    };
     let layer = |block: &gpt_oss_puzzle::BlockConfig| {
-        let attention = 2 * (hidden * (2 * queries + 2 * keys) + 2 * queries + 2 * keys + hidden);
+        let biases = 2 * (2 * queries + 2 * keys + hidden);
+        let attention = dense(hidden * (2 * queries + 2 * keys)) + biases;
         let router = 2 * (hidden + 1) * block.num_local_experts as u64;
         let visible = block.sliding_window.map_or(depth, |w| w.min(depth)) as u64;
         let cache = visible * page / gpt_oss_puzzle::cache::PAGE_TOKENS as u64;
         attention + router + config.num_experts_per_tok as u64 * expert + cache
     };
-    config.block_configs.iter().map(layer).sum::<u64>() + 2 * hidden * config.vocab_size as u64
+    config.block_configs.iter().map(layer).sum::<u64>() + dense(hidden * config.vocab_size as u64)
 }
 
 /// The most memory this process had at once, in bytes, where the system says so.

@@ -2,6 +2,7 @@
 
 use gpt_oss_puzzle::Model;
 use gpt_oss_puzzle::cache::KvDtype;
+use gpt_oss_puzzle::model::DenseDtype;
 use indicatif::{DecimalBytes, ProgressBar};
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -15,6 +16,9 @@ pub(crate) struct LoadArgs {
     /// crate
     #[arg(long, value_name = "DIR|owner/name")]
     model: Option<String>,
+    /// How dense weights are held: bf16, as stored, or q8
+    #[arg(long, default_value = "bf16")]
+    dense_dtype: DenseDtype,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
@@ -42,7 +46,10 @@ impl LoadArgs {
         let started = Instant::now();
         let bar = ProgressBar::new_spinner().with_message("loading");
         bar.enable_steady_tick(Duration::from_millis(100));
-        let mut builder = Model::builder(source).kv_dtype(self.kv_dtype).threads(self.threads);
+        let mut builder = Model::builder(source)
+            .dense_dtype(self.dense_dtype)
+            .kv_dtype(self.kv_dtype)
+            .threads(self.threads);
         if let Some(tokens) = self.ctx {
             builder = builder.context(tokens.get());
         }

@@ -6,7 +6,7 @@ use super::model::Parts;
 use crate::cache::{KvCache, KvCacheConfig, KvDtype, PAGE_TOKENS};
 use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
 use crate::harmony::{Dialect, Renderer};
-use crate::model::{Device, GptOss};
+use crate::model::{DenseDtype, Device, GptOss};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, KvScales};
 #[cfg(feature = "hub")]
@@ -29,6 +29,7 @@ const SMALL_CONTEXT: usize = 4096;
 pub struct ModelBuilder {
     source: Source,
     threads: usize,
+    dense_dtype: DenseDtype,
     kv_dtype: KvDtype,
     kv_scales: Option<Vec<KvScales>>,
     context: Option<usize>,
@@ -66,6 +67,7 @@ impl ModelBuilder {
         ModelBuilder {
             source,
             threads: 0,
+            dense_dtype: DenseDtype::default(),
             kv_dtype: KvDtype::default(),
             kv_scales: None,
             context: None,
@@ -108,6 +110,11 @@ impl ModelBuilder {
     /// Worker threads; 0, the default, is one per available core.
     pub fn threads(self, threads: usize) -> Self {
         Self { threads, ..self }
+    }
+
+    /// How dense matrices are held; BF16, as stored, by default.
+    pub fn dense_dtype(self, dense_dtype: DenseDtype) -> Self {
+        Self { dense_dtype, ..self }
     }
 
     /// How keys and values are stored; BF16 by default.
@@ -216,7 +223,7 @@ impl ModelBuilder {
         let never = special.map(|s| [s.start, s.end, s.message, s.channel, s.constrain]);
         Ok(Model::new(Parts {
             cache: KvCache::new(config, &cache, &Device::Cpu)?,
-            transformer: GptOss::new(&checkpoint, self.threads)?,
+            transformer: GptOss::new(&checkpoint, self.threads)?.with_dense_dtype(self.dense_dtype),
             stop: StopTokens::new(
                 tokenizer.stop_tokens(),
                 &generation_config.eos_token_id,

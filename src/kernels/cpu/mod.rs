@@ -17,6 +17,7 @@ mod mxfp4;
 mod pages;
 mod panels;
 mod parallel;
+mod q8;
 mod scalar;
 mod scratch;
 mod shares;
@@ -27,8 +28,12 @@ pub use fp8::{fp8_decode, fp8_encode};
 pub use isa::Isa;
 pub use parallel::Pool;
 
-use super::{AttentionRows, ExpertShape, Experts, HeadShape, KvFormat, MXFP4_BLOCK, SwigluParams};
+use super::{
+    AttentionRows, Dense, ExpertShape, Experts, HeadShape, KvFormat, MXFP4_BLOCK, Q8_BLOCK,
+    SwigluParams,
+};
 use half::bf16;
+use q8::Q8Rows;
 use shares::Shares;
 use std::ops::Range;
 use table::Kernels;
@@ -163,16 +168,26 @@ impl Cpu {
         });
     }
 
+    /// The matrix `w` in 8 bits, see [`Dense::Q8`].
+    ///
+    /// # Panics
+    ///
+    /// When `w` is not whole blocks, or a length is not what the shapes say.
+    pub fn q8_encode(&self, quants: &mut [i8], scales: &mut [bf16], w: &[bf16]) {
+        assert_eq!((quants.len(), scales.len() * Q8_BLOCK), (w.len(), w.len()), "quants, scales");
+        q8::encode(self, quants, scales, w);
+    }
+
     /// `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]` with `w: [rows, cols]`, `x: [T, cols]`, `bias: [rows]`,
     /// `out: [T, rows]`.
     ///
     /// # Panics
     ///
-    /// When `cols` is 0 or a length is not what the shapes say.
+    /// When `cols` is 0 or (for Q8) no multiple of 32, or a length is not what the shapes say.
     pub fn matmul(
         &self,
         out: &mut [f32],
-        w: &[bf16],
+        w: Dense,
         x: &[f32],
         bias: Option<&[f32]>,
         rows: usize,
@@ -180,7 +195,14 @@ impl Cpu {
     ) {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "x");
         let t = x.len() / cols;
-        assert_eq!(w.len(), elements([rows, cols]), "w");
+        match w {
+            Dense::Bf16(w) => assert_eq!(w.len(), elements([rows, cols]), "w"),
+            Dense::Q8 { quants, scales } => {
+                assert!(cols.is_multiple_of(Q8_BLOCK), "cols is {cols}, no multiple of 32");
+                assert_eq!(quants.len(), elements([rows, cols]), "quants");
+                assert_eq!(scales.len(), quants.len() / Q8_BLOCK, "scales");
+            }
+        }
         assert_eq!(out.len(), elements([t, rows]), "out");
         assert!(bias.is_none_or(|b| b.len() == rows), "bias");
         let Some(few) = self.kernels.few.filter(|few| t <= few.most) else {
@@ -188,10 +210,21 @@ impl Cpu {
         };
         let out = Shares::new(out);
         self.split(rows, t * cols, 8, 64, |range| {
-            let w = &w[range.start * cols..range.end * cols];
             let bias = bias.map(|b| &b[range.clone()]);
             // SAFETY: these columns are this task's alone. The table exists only where its tier runs.
-            unsafe { (few.bf16)(&mut out.columns(rows, 0..t, range), w, x, bias, cols) }
+            unsafe {
+                let mut out = out.columns(rows, 0..t, range.clone());
+                match w {
+                    Dense::Bf16(w) => {
+                        let w = &w[range.start * cols..range.end * cols];
+                        (few.bf16)(&mut out, w, x, bias, cols);
+                    }
+                    Dense::Q8 { quants, scales } => {
+                        let w = Q8Rows { quants, scales, cols }.rows(range);
+                        (few.q8)(&mut out, w, x, bias);
+                    }
+                }
+            }
         });
     }
 

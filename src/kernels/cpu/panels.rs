@@ -6,8 +6,10 @@
 //! vector that the end of a row cuts off is filled up with zeros. The sums are those of the kernels for
 //! few inputs, vector by vector from left to right, so the results are the same bits.
 
+use super::q8::Q8Rows;
 use super::shares::{Columns, Shares};
 use super::{Cpu, scratch};
+use crate::kernels::Dense;
 use half::bf16;
 use std::ops::Range;
 
@@ -28,6 +30,8 @@ pub(super) struct Tile {
     pub(super) product: unsafe fn(&mut [f32], &[f32], &[f32]),
     /// Lays out a row of bf16 as one row of a panel of [`Tile::rows`].
     pub(super) pack_bf16: unsafe fn(&mut [f32], usize, &[bf16]),
+    /// The same for a row in 8 bits.
+    pub(super) pack_q8: unsafe fn(&mut [f32], usize, Q8Rows<'_>),
     /// The same for the blocks and scales of an MXFP4 row, in the tier's order of features.
     pub(super) pack_mxfp4: unsafe fn(&mut [f32], usize, &[u8], &[u8]),
 }
@@ -114,7 +118,7 @@ fn pack<const L: usize>(panel: &mut [f32], height: usize, at: usize, row: &[f32]
 pub(super) fn matmul(
     cpu: &Cpu,
     out: &mut [f32],
-    w: &[bf16],
+    w: Dense,
     x: &[f32],
     bias: Option<&[f32]>,
     rows: usize,
@@ -137,7 +141,6 @@ pub(super) fn matmul(
         let (packed, out) = (&*packed, Shares::new(out));
         cpu.split(rows, inputs * cols, tile.rows, 64, |range| {
             let bias = bias.map(|bias| &bias[range.clone()]);
-            let w = &w[range.start * cols..range.end * cols];
             scratch::task(tile.weights(cols), |panel| {
                 for inputs in blocks(inputs) {
                     let packed =
@@ -145,8 +148,20 @@ pub(super) fn matmul(
                     // SAFETY: these columns are this task's alone.
                     let mut out = unsafe { out.columns(rows, inputs, range.clone()) };
                     tile.matmul(&mut out, packed, bias, cols, panel, |panel, at, row| {
-                        // SAFETY: the table exists only where its tier runs; a row of the panel is `cols` long.
-                        unsafe { (tile.pack_bf16)(panel, at, &w[row * cols..][..cols]) }
+                        let row = range.start + row;
+                        // SAFETY: the table exists only where its tier runs; a row of the panel is `cols`
+                        // long.
+                        unsafe {
+                            match w {
+                                Dense::Bf16(w) => {
+                                    (tile.pack_bf16)(panel, at, &w[row * cols..][..cols])
+                                }
+                                Dense::Q8 { quants, scales } => {
+                                    let w = Q8Rows { quants, scales, cols };
+                                    (tile.pack_q8)(panel, at, w.rows(row..row + 1));
+                                }
+                            }
+                        }
                     });
                 }
             });

@@ -3,6 +3,7 @@
 use super::attention::Partial;
 use super::mxfp4::Mxfp4Rows;
 use super::panels::Tile;
+use super::q8::Q8Rows;
 use super::shares::Columns;
 use super::{Isa, scalar};
 #[cfg(target_arch = "x86_64")]
@@ -45,6 +46,8 @@ pub(super) struct Few {
     pub(super) most: usize,
     /// `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]` for all columns of `out`.
     pub(super) bf16: unsafe fn(&mut Columns<'_, f32>, &[bf16], &[f32], Option<&[f32]>, usize),
+    /// The same for weights in 8 bits.
+    pub(super) q8: unsafe fn(&mut Columns<'_, f32>, Q8Rows<'_>, &[f32], Option<&[f32]>),
     /// `out[t,o] = Σ_i w[o,i]·x[t,i]`, with `x` in the order of `mxfp4_decode`.
     pub(super) mxfp4: unsafe fn(&mut Columns<'_, f32>, Mxfp4Rows<'_>, &[f32]),
 }

@@ -17,5 +17,9 @@ pub(super) use moe::{bf16_matmul, combine, mxfp4_decode, swiglu};
 pub(super) use norm::{rms_norm, rope};
 pub(super) use panels::TILE;
 
-pub(super) const FEW: Few =
-    Few { most: matmul::FEW, bf16: matmul::matmul, mxfp4: moe::mxfp4_matmul };
+pub(super) const FEW: Few = Few {
+    most: matmul::FEW,
+    bf16: matmul::matmul,
+    q8: matmul::q8_matmul,
+    mxfp4: moe::mxfp4_matmul,
+};

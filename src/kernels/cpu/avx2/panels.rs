@@ -1,8 +1,10 @@
 //! The product of panels; see [`crate::kernels::cpu::panels`].
 
 use super::moe::decode_row;
-use super::vector::{load_bf16, sum};
+use super::vector::{load_bf16, load_q8, sum};
+use crate::kernels::Q8_BLOCK;
 use crate::kernels::cpu::panels::Tile;
+use crate::kernels::cpu::q8::Q8Rows;
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -11,7 +13,7 @@ const INPUTS: usize = 3;
 
 /// 12 sums, three inputs and one weight at a time are all 16 registers.
 pub(in super::super) const TILE: Tile =
-    Tile { rows: ROWS, inputs: INPUTS, lanes: 8, product, pack_bf16, pack_mxfp4 };
+    Tile { rows: ROWS, inputs: INPUTS, lanes: 8, product, pack_bf16, pack_q8, pack_mxfp4 };
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[allow(clippy::needless_range_loop)] // indices say which of the tile
@@ -50,6 +52,22 @@ fn pack_bf16(panel: &mut [f32], at: usize, row: &[bf16]) {
         let to = &mut panel[8 * at..][..8];
         // SAFETY: 8 elements on both sides.
         unsafe { _mm256_storeu_ps(to.as_mut_ptr(), load_bf16(part.as_ptr())) };
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn pack_q8(panel: &mut [f32], at: usize, row: Q8Rows<'_>) {
+    let (panel, _) = panel.as_chunks_mut::<{ 4 * ROWS * 8 }>();
+    let (blocks, _) = row.quants.as_chunks::<Q8_BLOCK>();
+    for ((panel, block), &scale) in panel.iter_mut().zip(blocks).zip(row.scales) {
+        for quarter in 0..4 {
+            let to = &mut panel[(quarter * ROWS + at) * 8..][..8];
+            // SAFETY: 8 elements on both sides.
+            unsafe {
+                let vector = load_q8(block.as_ptr().add(8 * quarter), scale);
+                _mm256_storeu_ps(to.as_mut_ptr(), vector);
+            }
+        }
     }
 }
 

@@ -4,7 +4,9 @@
 //! through its row from left to right whatever R and N are: that makes the result independent of how
 //! many inputs share a call.
 
-use super::vector::{first, load_bf16, load_bf16_part, sum};
+use super::vector::{first, load_bf16, load_bf16_part, load_q8, sum};
+use crate::kernels::Q8_BLOCK;
+use crate::kernels::cpu::q8::Q8Rows;
 use crate::kernels::cpu::shares::Columns;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -49,6 +51,32 @@ impl WeightRows for Bf16Rows {
     unsafe fn load_part(self, row: usize, i: usize, mask: __mmask16) -> __m512 {
         // SAFETY: the caller's.
         unsafe { load_bf16_part(self.start.add(row * self.cols + i * 16), mask) }
+    }
+}
+
+/// Rows in 8 bits.
+#[derive(Clone, Copy)]
+struct Q8 {
+    quants: *const i8,
+    scales: *const bf16,
+    cols: usize,
+}
+
+impl WeightRows for Q8 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe {
+            let scale = *self.scales.add(row * (self.cols / 32) + block);
+            load_q8(self.quants.add(row * self.cols + block * 32 + I * 16), scale)
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn load_part(self, _: usize, _: usize, _: __mmask16) -> __m512 {
+        unreachable!("rows are whole blocks, so no vector is cut off")
     }
 }
 
@@ -195,6 +223,21 @@ pub(in super::super) fn matmul(
 ) {
     assert_eq!(w.len(), out.width() * cols, "w");
     let w = Bf16Rows { start: w.as_ptr(), cols };
+    // SAFETY: a row for each column, asserted above.
+    unsafe { product(out, w, x, bias, cols) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) fn q8_matmul(
+    out: &mut Columns<'_, f32>,
+    w: Q8Rows<'_>,
+    x: &[f32],
+    bias: Option<&[f32]>,
+) {
+    let cols = w.cols;
+    assert_eq!(w.quants.len(), out.width() * cols, "quants");
+    assert_eq!(w.scales.len(), out.width() * cols / Q8_BLOCK, "scales");
+    let w = Q8 { quants: w.quants.as_ptr(), scales: w.scales.as_ptr(), cols };
     // SAFETY: a row for each column, asserted above.
     unsafe { product(out, w, x, bias, cols) }
 }

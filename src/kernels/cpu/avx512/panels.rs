@@ -1,8 +1,10 @@
 //! The product of panels; see [`crate::kernels::cpu::panels`].
 
 use super::moe::decode_row;
-use super::vector::{first, load_bf16, load_bf16_part, sum};
+use super::vector::{first, load_bf16, load_bf16_part, load_q8, sum};
+use crate::kernels::Q8_BLOCK;
 use crate::kernels::cpu::panels::Tile;
+use crate::kernels::cpu::q8::Q8Rows;
 use half::bf16;
 use std::arch::x86_64::*;
 
@@ -11,7 +13,7 @@ const INPUTS: usize = 3;
 
 /// 24 sums, three inputs and one weight at a time are 28 of the 32 registers.
 pub(in super::super) const TILE: Tile =
-    Tile { rows: ROWS, inputs: INPUTS, lanes: 16, product, pack_bf16, pack_mxfp4 };
+    Tile { rows: ROWS, inputs: INPUTS, lanes: 16, product, pack_bf16, pack_q8, pack_mxfp4 };
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 #[allow(clippy::needless_range_loop)] // indices say which of the tile
@@ -52,6 +54,22 @@ fn pack_bf16(panel: &mut [f32], at: usize, row: &[bf16]) {
                 part => load_bf16_part(row.as_ptr(), first(part)),
             };
             _mm512_storeu_ps(panel[16 * at..][..16].as_mut_ptr(), vector);
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+fn pack_q8(panel: &mut [f32], at: usize, row: Q8Rows<'_>) {
+    let (panel, _) = panel.as_chunks_mut::<{ 2 * ROWS * 16 }>();
+    let (blocks, _) = row.quants.as_chunks::<Q8_BLOCK>();
+    for ((panel, block), &scale) in panel.iter_mut().zip(blocks).zip(row.scales) {
+        for half in 0..2 {
+            let to = &mut panel[(half * ROWS + at) * 16..][..16];
+            // SAFETY: 16 elements on both sides.
+            unsafe {
+                let vector = load_q8(block.as_ptr().add(16 * half), scale);
+                _mm512_storeu_ps(to.as_mut_ptr(), vector);
+            }
         }
     }
 }
