@@ -30,6 +30,9 @@ struct Args {
     /// Only the first layers of a synthetic model
     #[arg(long, value_name = "N", requires = "synthetic", value_parser = clap::value_parser!(u32).range(1..))]
     layers: Option<u32>,
+    /// Write the synthetic model to this directory and measure nothing
+    #[arg(long, value_name = "DIR", requires = "synthetic")]
+    save: Option<PathBuf>,
     /// Prompt tokens, 0 for no prefill test
     #[arg(short = 'p', default_value_t = 512)]
     prompt: u32,
@@ -103,6 +106,10 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         }
     };
     fits(checkpoint.config())?;
+    if let Some(dir) = &args.save {
+        checkpoint.save(dir, 5_000_000_000)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let model = GptOss::new(&checkpoint, args.threads)?.with_dense_dtype(args.dense_dtype);
     let load_seconds = started.elapsed().as_secs_f64();
     let config = model.config();
