@@ -25,6 +25,9 @@ pub(crate) struct LoadArgs {
     /// Longest conversation in tokens, by default what the model and the memory allow
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<NonZeroUsize>,
+    /// Read all weights before the first answer, not when they are first used
+    #[arg(long)]
+    warm: bool,
     /// Worker threads, 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     threads: usize,
@@ -52,6 +55,13 @@ impl LoadArgs {
             .threads(self.threads);
         if let Some(tokens) = self.ctx {
             builder = builder.context(tokens.get());
+        }
+        if self.warm {
+            let bar = bar.clone();
+            builder = builder.warm(move |done, total| {
+                let (done, total) = (DecimalBytes(done), DecimalBytes(total));
+                bar.set_message(format!("reading weights, {done} of {total}"));
+            });
         }
         #[cfg(feature = "hub")]
         let builder = {

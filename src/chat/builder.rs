@@ -36,6 +36,7 @@ pub struct ModelBuilder {
     sequences: usize,
     prefill_chunk: usize,
     renderer: Option<Renderer>,
+    warm: Option<Box<dyn FnMut(u64, u64)>>,
     #[cfg(feature = "hub")]
     download: Download,
 }
@@ -74,6 +75,7 @@ impl ModelBuilder {
             sequences: 1,
             prefill_chunk: GenerateOptions::PREFILL_CHUNK,
             renderer: None,
+            warm: None,
             #[cfg(feature = "hub")]
             download: Download {
                 hub: Hub::new(),
@@ -152,7 +154,14 @@ impl ModelBuilder {
         Self { renderer: Some(renderer), ..self }
     }
 
-    /// Loads the model. Weights stay in their files and are read when they are first used.
+    /// Reads all weights while loading, so that the first answer does not wait for the disk, and calls
+    /// `progress` with the bytes read so far and in all; see [`Checkpoint::warm`].
+    pub fn warm(self, progress: impl FnMut(u64, u64) + 'static) -> Self {
+        Self { warm: Some(Box::new(progress)), ..self }
+    }
+
+    /// Loads the model. Weights stay in their files and are read when they are first used, unless
+    /// [`ModelBuilder::warm`] or [`ModelBuilder::dense_dtype`] ask for more.
     ///
     /// # Errors
     /// `Download` for a name the hub does not give; `Io`, `Config`, `Checkpoint`, `Tokenizer` or
@@ -175,6 +184,9 @@ impl ModelBuilder {
                 (parts.0, parts.1, GenerationConfig::default(), renderer)
             }
         };
+        if let Some(progress) = self.warm {
+            checkpoint.warm(progress);
+        }
         let config = checkpoint.config();
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::new(
