@@ -36,7 +36,7 @@ pub struct ModelBuilder {
     sequences: usize,
     prefill_chunk: usize,
     renderer: Option<Renderer>,
-    warm: Option<Box<dyn FnMut(u64, u64)>>,
+    warm: Option<Box<dyn FnMut(u64, u64) + Send>>,
     #[cfg(feature = "hub")]
     download: Download,
 }
@@ -156,7 +156,7 @@ impl ModelBuilder {
 
     /// Reads all weights while loading, so that the first answer does not wait for the disk, and calls
     /// `progress` with the bytes read so far and in all; see [`Checkpoint::warm`].
-    pub fn warm(self, progress: impl FnMut(u64, u64) + 'static) -> Self {
+    pub fn warm(self, progress: impl FnMut(u64, u64) + Send + 'static) -> Self {
         Self { warm: Some(Box::new(progress)), ..self }
     }
 
