@@ -29,6 +29,29 @@ pub(super) trait WeightRows: Copy {
     ///
     /// As [`load`](Self::load), for these lanes.
     unsafe fn load_part(self, row: usize, i: usize, lanes: usize) -> __m256;
+
+    /// How many rows ahead [`prefetch`](Self::prefetch) is called.
+    const AHEAD: usize;
+
+    /// Asks for what is read at `block` of the [`TILE`] rows from `row` on, which need not exist.
+    fn prefetch(self, row: usize, block: usize);
+}
+
+/// Rows of a tile, where there are as many.
+pub(super) const TILE: usize = 4;
+
+/// Asks for bytes `BYTES · i ..` of what begins at `start`, with BYTES a part or a multiple of a cache
+/// line: the rows of a tile follow one another in memory, but the processor sees four short streams and
+/// is late at the beginning of each.
+#[inline(always)]
+pub(super) fn lines<const BYTES: usize>(start: *const impl Sized, i: usize) {
+    if BYTES >= 64 || i.is_multiple_of(64 / BYTES) {
+        for line in 0..BYTES.div_ceil(64) {
+            let at = start.cast::<i8>().wrapping_add(i * BYTES + line * 64);
+            // SAFETY: a prefetch of any address is allowed; SSE is part of x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
+        }
+    }
 }
 
 /// bf16 rows of `cols` elements.
@@ -57,6 +80,14 @@ impl WeightRows for Bf16Rows {
             load_bf16(part.as_ptr())
         }
     }
+
+    const AHEAD: usize = TILE;
+
+    #[inline(always)]
+    fn prefetch(self, row: usize, block: usize) {
+        let start = self.start.wrapping_add(row * self.cols);
+        lines::<{ TILE * 64 }>(start, block);
+    }
 }
 
 /// Rows in 8 bits.
@@ -82,6 +113,14 @@ impl WeightRows for Q8 {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
         unreachable!("rows are whole blocks, so no vector is cut off")
+    }
+
+    const AHEAD: usize = 2 * TILE;
+
+    #[inline(always)]
+    fn prefetch(self, row: usize, block: usize) {
+        lines::<{ TILE * 32 }>(self.quants.wrapping_add(row * self.cols), block);
+        lines::<{ TILE * 2 }>(self.scales.wrapping_add(row * (self.cols / 32)), block);
     }
 }
 
@@ -136,6 +175,9 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     // SAFETY: the caller's rows and inputs; vectors lie within them, parts are cut off.
     unsafe {
         for block in 0..cols / 32 {
+            if R == TILE {
+                w.prefetch(row + W::AHEAD, block);
+            }
             acc = vector::<W, R, N, 0>(acc, w, row, x, cols, block);
             acc = vector::<W, R, N, 1>(acc, w, row, x, cols, block);
             acc = vector::<W, R, N, 2>(acc, w, row, x, cols, block);
@@ -206,9 +248,9 @@ pub(super) unsafe fn product<W: WeightRows>(
     let (columns, mut row) = (out.width(), 0);
     // SAFETY: the caller's rows; `row` stays below their number.
     unsafe {
-        while row + 4 <= columns {
-            rows::<W, 4>(out, w, row, x, bias, cols);
-            row += 4;
+        while row + TILE <= columns {
+            rows::<W, TILE>(out, w, row, x, bias, cols);
+            row += TILE;
         }
         while row < columns {
             rows::<W, 1>(out, w, row, x, bias, cols);

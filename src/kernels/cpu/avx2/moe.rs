@@ -1,6 +1,6 @@
 //! Experts.
 
-use super::matmul::{WeightRows, product};
+use super::matmul::{TILE, WeightRows, lines, product};
 use super::vector::{exp, load_bf16};
 use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
 use crate::kernels::cpu::scalar;
@@ -37,6 +37,14 @@ impl WeightRows for Packed {
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
         unreachable!("rows are whole blocks, so no vector is cut off")
+    }
+
+    const AHEAD: usize = 2 * TILE;
+
+    #[inline(always)]
+    fn prefetch(self, row: usize, block: usize) {
+        lines::<{ TILE * 16 }>(self.blocks.wrapping_add(row * self.row_blocks * 16), block);
+        lines::<TILE>(self.scales.wrapping_add(row * self.row_blocks), block);
     }
 }
 
