@@ -8,7 +8,7 @@
 
 use super::pages::page_count;
 use super::shares::Shares;
-use super::{Cpu, elements, scratch, words};
+use super::{Cpu, elements, prefetch, scratch, words};
 use crate::kernels::{AttentionRows, HeadShape, KvFormat, NO_PAGE, PAGE_TOKENS};
 use std::ops::Range;
 
@@ -151,6 +151,10 @@ impl Call<'_> {
         let bytes = self.format.element_bytes();
         let page_words = self.heads.page_elements() * bytes / 4;
         let head_words = PAGE_TOKENS * head_dim * bytes / 4;
+        let keys_and_values = |page: usize| {
+            let words = &self.pages[table[page] as usize * page_words..][..page_words];
+            [kv_head, kv_heads + kv_head].map(|head| &words[head * head_words..][..head_words])
+        };
         let (k_scale, v_scale) = match self.format {
             KvFormat::Fp8 { k_scale, v_scale } => (k_scale, v_scale),
             _ => (1.0, 1.0),
@@ -172,9 +176,12 @@ impl Call<'_> {
             let Some(all) = all.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else {
                 continue;
             };
-            let words = &self.pages[table[page] as usize * page_words..][..page_words];
-            let k_words = &words[kv_head * head_words..][..head_words];
-            let v_words = &words[(kv_heads + kv_head) * head_words..][..head_words];
+            let [k_words, v_words] = keys_and_values(page);
+            if let Some(next) = rows.clone().map(|t| self.visible(t).end).max()
+                && (page + 1) * PAGE_TOKENS < next
+            {
+                keys_and_values(page + 1).into_iter().for_each(prefetch::all);
+            }
             let k = self.floats(k_words, k_scratch, &all, k_scale);
             let v = self.floats(v_words, v_scratch, &all, v_scale);
             for (t, state) in rows.clone().zip(states.chunks_exact_mut(len)) {

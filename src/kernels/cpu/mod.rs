@@ -17,6 +17,7 @@ mod mxfp4;
 mod pages;
 mod panels;
 mod parallel;
+mod prefetch;
 mod q8;
 mod scalar;
 mod scratch;

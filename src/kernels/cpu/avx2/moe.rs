@@ -1,10 +1,10 @@
 //! Experts.
 
-use super::matmul::{TILE, WeightRows, lines, product};
+use super::matmul::{TILE, WeightRows, product};
 use super::vector::{exp, load_bf16};
 use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
-use crate::kernels::cpu::scalar;
 use crate::kernels::cpu::shares::Columns;
+use crate::kernels::cpu::{prefetch, scalar};
 use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::arch::x86_64::*;
@@ -43,8 +43,11 @@ impl WeightRows for Packed {
 
     #[inline(always)]
     fn prefetch(self, row: usize, block: usize) {
-        lines::<{ TILE * 16 }>(self.blocks.wrapping_add(row * self.row_blocks * 16), block);
-        lines::<TILE>(self.scales.wrapping_add(row * self.row_blocks), block);
+        prefetch::part::<{ TILE * 16 }>(
+            self.blocks.wrapping_add(row * self.row_blocks * 16),
+            block,
+        );
+        prefetch::part::<TILE>(self.scales.wrapping_add(row * self.row_blocks), block);
     }
 }
 

@@ -6,6 +6,7 @@
 
 use super::vector::{first, load_bf16, load_bf16_part, load_q8, sum};
 use crate::kernels::Q8_BLOCK;
+use crate::kernels::cpu::prefetch;
 use crate::kernels::cpu::q8::Q8Rows;
 use crate::kernels::cpu::shares::Columns;
 use half::bf16;
@@ -40,20 +41,6 @@ pub(super) trait WeightRows: Copy {
 /// Rows of a tile, where there are as many.
 pub(super) const TILE: usize = 4;
 
-/// Asks for bytes `BYTES · i ..` of what begins at `start`, with BYTES a part or a multiple of a cache
-/// line: the rows of a tile follow one another in memory, but the processor sees four short streams and
-/// is late at the beginning of each.
-#[inline(always)]
-pub(super) fn lines<const BYTES: usize>(start: *const impl Sized, i: usize) {
-    if BYTES >= 64 || i.is_multiple_of(64 / BYTES) {
-        for line in 0..BYTES.div_ceil(64) {
-            let at = start.cast::<i8>().wrapping_add(i * BYTES + line * 64);
-            // SAFETY: a prefetch of any address is allowed; SSE is part of x86-64.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(at) };
-        }
-    }
-}
-
 /// bf16 rows of `cols` elements.
 #[derive(Clone, Copy)]
 struct Bf16Rows {
@@ -81,7 +68,7 @@ impl WeightRows for Bf16Rows {
     #[inline(always)]
     fn prefetch(self, row: usize, block: usize) {
         let start = self.start.wrapping_add(row * self.cols);
-        lines::<{ TILE * 64 }>(start, block);
+        prefetch::part::<{ TILE * 64 }>(start, block);
     }
 }
 
@@ -114,8 +101,8 @@ impl WeightRows for Q8 {
 
     #[inline(always)]
     fn prefetch(self, row: usize, block: usize) {
-        lines::<{ TILE * 32 }>(self.quants.wrapping_add(row * self.cols), block);
-        lines::<{ TILE * 2 }>(self.scales.wrapping_add(row * (self.cols / 32)), block);
+        prefetch::part::<{ TILE * 32 }>(self.quants.wrapping_add(row * self.cols), block);
+        prefetch::part::<{ TILE * 2 }>(self.scales.wrapping_add(row * (self.cols / 32)), block);
     }
 }
 
