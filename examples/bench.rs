@@ -39,6 +39,9 @@ struct Args {
     /// Tokens to decode one by one, 0 for no decode test
     #[arg(short = 'n', default_value_t = 64)]
     decode: u32,
+    /// Sequences that are decoded together
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
     /// Tokens in the cache before either test
     #[arg(short = 'd', default_value_t = 0)]
     depth: u32,
@@ -116,36 +119,40 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let scales = (0..config.num_hidden_layers()).map(|layer| checkpoint.kv_scales(layer));
     let cache = KvCacheConfig {
         dtype: args.kv_dtype,
-        // The sequence at depth, and the fork of it that a test runs on.
-        pages: 2 * KvCache::pages_for(config, total, args.chunk as usize),
+        // The sequence at depth, and the forks of it that a test runs on.
+        pages: (1 + args.batch as usize) * KvCache::pages_for(config, total, args.chunk as usize),
         scales: scales.collect::<Result<_, _>>()?,
     };
     let cache = KvCache::new(config, &cache, &Device::Cpu)?;
     let mut at_depth = cache.sequence();
-    feed(&model, &mut at_depth, depth, args.chunk as usize)?;
+    feed(&model, std::slice::from_mut(&mut at_depth), depth, args.chunk as usize)?;
     let mut tests = Vec::new();
-    for (name, tokens, chunk) in [("pp", prompt, args.chunk as usize), ("tg", decode, 1)] {
+    let batch = args.batch as usize;
+    for (name, tokens, chunk, batch) in
+        [("pp", prompt, args.chunk as usize, 1), ("tg", decode, 1, batch)]
+    {
         if tokens == 0 {
             continue;
         }
         let mut seconds = Vec::new();
         for repetition in 0..=args.repetitions {
-            let mut sequence = at_depth.fork();
+            let mut sequences: Vec<Sequence> = (0..batch).map(|_| at_depth.fork()).collect();
             let started = Instant::now();
-            feed(&model, &mut sequence, tokens, chunk)?;
+            feed(&model, &mut sequences, tokens, chunk)?;
             if repetition > 0 {
                 seconds.push(started.elapsed().as_secs_f64());
             }
         }
-        let rates: Vec<f64> = seconds.iter().map(|s| tokens as f64 / s).collect();
+        let rates: Vec<f64> = seconds.iter().map(|s| (tokens * batch) as f64 / s).collect();
         let mean = rates.iter().sum::<f64>() / rates.len() as f64;
         let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>();
         let deviation = (variance / (rates.len().max(2) - 1) as f64).sqrt();
+        let together = if batch > 1 { format!(" x {batch}") } else { String::new() };
         let mut test = json!({
-            "test": format!("{name}{tokens} @ d{}", args.depth),
+            "test": format!("{name}{tokens} @ d{}{together}", args.depth),
             "tokens_per_second": mean, "deviation": deviation, "seconds": seconds,
         });
-        if name == "tg" {
+        if name == "tg" && batch == 1 {
             let bytes =
                 bytes_per_token(&checkpoint, args.dense_dtype, args.kv_dtype, depth + tokens / 2);
             test["bytes_per_token"] = json!(bytes);
@@ -166,18 +173,23 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Appends `count` tokens to `sequence`, computing the logits a generation would need.
+/// Appends `count` tokens to each of `sequences`, which are equally long, computing the logits a
+/// generation would need.
 fn feed(
     model: &GptOss,
-    sequence: &mut Sequence,
+    sequences: &mut [Sequence],
     count: usize,
     chunk: usize,
 ) -> Result<(), Box<dyn Error>> {
-    let vocab = model.config().vocab_size;
-    let tokens: Vec<u32> =
-        (0..count).map(|i| ((sequence.len() + i) * 7919 % vocab) as u32).collect();
-    for tokens in tokens.chunks(chunk) {
-        model.forward(&Batch::single(sequence, tokens, LogitRows::Last), &mut [&mut *sequence])?;
+    let (vocab, start) = (model.config().vocab_size, sequences[0].len());
+    for from in (0..count).step_by(chunk) {
+        let mut batch = Batch::new();
+        for (i, sequence) in sequences.iter().enumerate() {
+            let positions = start + from..start + count.min(from + chunk);
+            let tokens = positions.map(|p| ((p + 31 * i) * 7919 % vocab) as u32);
+            batch.push(i, sequence.len(), &tokens.collect::<Vec<_>>(), LogitRows::Last);
+        }
+        model.forward(&batch, &mut sequences.iter_mut().collect::<Vec<_>>())?;
     }
     Ok(())
 }
