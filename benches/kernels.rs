@@ -1,13 +1,15 @@
 //! Times each kernel at the shapes of the model, on every tier of this machine, after comparing its
 //! output with the scalar tier's. Weights are larger than the caches or change between calls, so the
-//! GB/s stand beside the measured rate at which the same threads read memory.
+//! GB/s stand beside the measured rate at which the same threads read memory, and the GFLOP/s beside
+//! what they reach in registers with the tier's multiply-add.
 //!
 //! `cargo bench --bench kernels [-- [THREADS] [NAME]]`; without THREADS all cores, with NAME only the
 //! cases whose name begins so.
 
 use gpt_oss_puzzle::kernels::cpu::{Cpu, Isa, Pool};
+use gpt_oss_puzzle::kernels::reference::q8_encode;
 use gpt_oss_puzzle::kernels::{
-    AttentionRows, ExpertShape, Experts, HeadShape, KvFormat, PAGE_TOKENS, SwigluParams,
+    AttentionRows, Dense, ExpertShape, Experts, HeadShape, KvFormat, PAGE_TOKENS, SwigluParams,
 };
 use half::bf16;
 use std::hint::black_box;
@@ -68,9 +70,60 @@ fn read_ceiling(threads: usize) -> f64 {
     size_of_val(&*data) as f64 / seconds
 }
 
+/// Operations per second in registers; nothing to compare with on the scalar tier.
+fn peak(isa: Isa, threads: usize) -> f64 {
+    const ROUNDS: usize = 1 << 20;
+    let pool = Pool::new(threads);
+    let seconds = time(|_| {
+        pool.run_chunks(threads, 1, |_| match isa {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the caller has this tier's kernels.
+            Isa::Avx512 => unsafe { multiply_add::avx512(ROUNDS) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as above.
+            Isa::Avx2 => unsafe { multiply_add::avx2(ROUNDS) },
+            _ => {}
+        });
+    });
+    let lanes = if isa == Isa::Avx512 { 16 } else { 8 };
+    if isa == Isa::Scalar { f64::NAN } else { (2 * lanes * 12 * ROUNDS * threads) as f64 / seconds }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod multiply_add {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    /// `rounds` of twelve independent multiply-adds.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn avx512(rounds: usize) {
+        let (a, b) = (_mm512_set1_ps(black_box(0.5)), _mm512_set1_ps(black_box(0.25)));
+        let mut sums = [a; 12];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn avx2(rounds: usize) {
+        let (a, b) = (_mm256_set1_ps(black_box(0.5)), _mm256_set1_ps(black_box(0.25)));
+        let mut sums = [a; 12];
+        for _ in 0..rounds {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(a, b, *sum);
+            }
+        }
+        black_box(sums);
+    }
+}
+
 struct Bench {
     filter: String,
-    tiers: Vec<Cpu>,
+    /// Each with its operations per second in registers.
+    tiers: Vec<(Cpu, f64)>,
     ceiling: f64,
 }
 
@@ -88,9 +141,9 @@ impl Bench {
             return;
         }
         let mut want = vec![f32::NAN; outputs];
-        run(&self.tiers[0], 0, &mut want);
+        run(&self.tiers[0].0, 0, &mut want);
         let largest = want.iter().fold(0.0, |max: f32, x| max.max(x.abs()));
-        for cpu in &self.tiers {
+        for (cpu, peak) in &self.tiers {
             let mut got = vec![f32::NAN; outputs];
             run(cpu, 0, &mut got);
             for (got, want) in got.iter().zip(&want) {
@@ -98,12 +151,13 @@ impl Bench {
             }
             let seconds = time(|i| run(cpu, i, black_box(&mut got)));
             println!(
-                "{name:<28} {:<7} {:>9.3} ms {:>7.1} GB/s ({:>3.0} % of reading) {:>8.1} GFLOP/s",
+                "{name:<28} {:<7} {:>9.3} ms {:>6.1} GB/s ({:>3.0} % of reading) {:>7.1} GFLOP/s ({:>3.0} % of peak)",
                 format!("{:?}", cpu.isa()),
                 seconds * 1e3,
                 bytes as f64 / seconds / 1e9,
                 100.0 * bytes as f64 / seconds / self.ceiling,
                 flops as f64 / seconds / 1e9,
+                100.0 * flops as f64 / seconds / peak,
             );
         }
     }
@@ -112,11 +166,17 @@ impl Bench {
 fn matmul(bench: &Bench, rng: &mut Rng) {
     const ROWS: usize = 4096;
     let w: Vec<_> = (0..8).map(|_| rng.bf16s(ROWS * HIDDEN)).collect();
-    for t in [1, 8, 64] {
+    let q8: Vec<_> = w.iter().map(|w| q8_encode(w)).collect();
+    for t in [1, 8, 64, 512] {
         let x = rng.floats(t * HIDDEN);
         let (name, weights) = (format!("matmul T={t}"), ROWS * HIDDEN);
         bench.case(&name, 2 * weights, 2 * t * weights, t * ROWS, |cpu, i, out| {
-            cpu.matmul(out, &w[i % w.len()], &x, None, ROWS, HIDDEN);
+            cpu.matmul(out, Dense::Bf16(&w[i % w.len()]), &x, None, ROWS, HIDDEN);
+        });
+        let name = format!("matmul q8 T={t}");
+        bench.case(&name, weights * 34 / 32, 2 * t * weights, t * ROWS, |cpu, i, out| {
+            let (quants, scales) = &q8[i % q8.len()];
+            cpu.matmul(out, Dense::Q8 { quants, scales }, &x, None, ROWS, HIDDEN);
         });
     }
 }
@@ -166,7 +226,7 @@ fn attention(bench: &Bench, rng: &mut Rng) {
         let words = heads.page_elements() * format.element_bytes() / 4;
         let mut pages = vec![0; all.len() * words];
         for pages in pages.chunks_exact_mut(per_sequence as usize * words) {
-            bench.tiers[0].kv_write(pages, &k, &v, &slots, heads, format);
+            bench.tiers[0].0.kv_write(pages, &k, &v, &slots, heads, format);
         }
         for t in [1, 64] {
             let positions: Vec<u32> = (DEPTH - t..DEPTH).map(|p| p as u32).collect();
@@ -191,6 +251,14 @@ fn main() {
     }
     let tiers: Vec<Cpu> = Isa::ALL.into_iter().filter_map(|i| Cpu::with_isa(i, threads)).collect();
     let threads = tiers[0].threads();
+    let tiers = tiers.into_iter().map(|cpu| {
+        let peak = peak(cpu.isa(), threads);
+        (cpu, peak)
+    });
+    let tiers: Vec<(Cpu, f64)> = tiers.collect();
+    for (cpu, peak) in &tiers[1..] {
+        println!("{threads} threads, {:?} in registers: {:.0} GFLOP/s", cpu.isa(), peak / 1e9);
+    }
     let bench = Bench { filter, tiers, ceiling: read_ceiling(threads) };
     println!("{threads} threads read memory at {:.1} GB/s", bench.ceiling / 1e9);
     let mut rng = Rng(0x5eed);

@@ -9,7 +9,7 @@ mod common;
 use clap::{Parser, ValueEnum};
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
-use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
+use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, Layout};
 use serde_json::{Value, json};
 use std::error::Error;
@@ -30,12 +30,18 @@ struct Args {
     /// Only the first layers of a synthetic model
     #[arg(long, value_name = "N", requires = "synthetic", value_parser = clap::value_parser!(u32).range(1..))]
     layers: Option<u32>,
+    /// Write the synthetic model to this directory and measure nothing
+    #[arg(long, value_name = "DIR", requires = "synthetic")]
+    save: Option<PathBuf>,
     /// Prompt tokens, 0 for no prefill test
     #[arg(short = 'p', default_value_t = 512)]
     prompt: u32,
     /// Tokens to decode one by one, 0 for no decode test
     #[arg(short = 'n', default_value_t = 64)]
     decode: u32,
+    /// Sequences that are decoded together
+    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    batch: u32,
     /// Tokens in the cache before either test
     #[arg(short = 'd', default_value_t = 0)]
     depth: u32,
@@ -48,6 +54,9 @@ struct Args {
     /// Most tokens that go through the model at once
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     chunk: u32,
+    /// How dense weights are held: bf16, as stored, or q8
+    #[arg(long, default_value = "bf16")]
+    dense_dtype: DenseDtype,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
@@ -100,43 +109,52 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         }
     };
     fits(checkpoint.config())?;
-    let model = GptOss::new(&checkpoint, args.threads)?;
+    if let Some(dir) = &args.save {
+        checkpoint.save(dir, 5_000_000_000)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let model = GptOss::new(&checkpoint, args.threads)?.with_dense_dtype(args.dense_dtype);
     let load_seconds = started.elapsed().as_secs_f64();
     let config = model.config();
     let scales = (0..config.num_hidden_layers()).map(|layer| checkpoint.kv_scales(layer));
     let cache = KvCacheConfig {
         dtype: args.kv_dtype,
-        // The sequence at depth, and the fork of it that a test runs on.
-        pages: 2 * KvCache::pages_for(config, total, args.chunk as usize),
+        // The sequence at depth, and the forks of it that a test runs on.
+        pages: (1 + args.batch as usize) * KvCache::pages_for(config, total, args.chunk as usize),
         scales: scales.collect::<Result<_, _>>()?,
     };
     let cache = KvCache::new(config, &cache, &Device::Cpu)?;
     let mut at_depth = cache.sequence();
-    feed(&model, &mut at_depth, depth, args.chunk as usize)?;
+    feed(&model, std::slice::from_mut(&mut at_depth), depth, args.chunk as usize)?;
     let mut tests = Vec::new();
-    for (name, tokens, chunk) in [("pp", prompt, args.chunk as usize), ("tg", decode, 1)] {
+    let batch = args.batch as usize;
+    for (name, tokens, chunk, batch) in
+        [("pp", prompt, args.chunk as usize, 1), ("tg", decode, 1, batch)]
+    {
         if tokens == 0 {
             continue;
         }
         let mut seconds = Vec::new();
         for repetition in 0..=args.repetitions {
-            let mut sequence = at_depth.fork();
+            let mut sequences: Vec<Sequence> = (0..batch).map(|_| at_depth.fork()).collect();
             let started = Instant::now();
-            feed(&model, &mut sequence, tokens, chunk)?;
+            feed(&model, &mut sequences, tokens, chunk)?;
             if repetition > 0 {
                 seconds.push(started.elapsed().as_secs_f64());
             }
         }
-        let rates: Vec<f64> = seconds.iter().map(|s| tokens as f64 / s).collect();
+        let rates: Vec<f64> = seconds.iter().map(|s| (tokens * batch) as f64 / s).collect();
         let mean = rates.iter().sum::<f64>() / rates.len() as f64;
         let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>();
         let deviation = (variance / (rates.len().max(2) - 1) as f64).sqrt();
+        let together = if batch > 1 { format!(" x {batch}") } else { String::new() };
         let mut test = json!({
-            "test": format!("{name}{tokens} @ d{}", args.depth),
+            "test": format!("{name}{tokens} @ d{}{together}", args.depth),
             "tokens_per_second": mean, "deviation": deviation, "seconds": seconds,
         });
-        if name == "tg" {
-            let bytes = bytes_per_token(&checkpoint, args.kv_dtype, depth + tokens / 2);
+        if name == "tg" && batch == 1 {
+            let bytes =
+                bytes_per_token(&checkpoint, args.dense_dtype, args.kv_dtype, depth + tokens / 2);
             test["bytes_per_token"] = json!(bytes);
             test["gigabytes_per_second"] = json!(bytes as f64 * mean / 1e9);
         }
@@ -155,25 +173,35 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Appends `count` tokens to `sequence`, computing the logits a generation would need.
+/// Appends `count` tokens to each of `sequences`, which are equally long, computing the logits a
+/// generation would need.
 fn feed(
     model: &GptOss,
-    sequence: &mut Sequence,
+    sequences: &mut [Sequence],
     count: usize,
     chunk: usize,
 ) -> Result<(), Box<dyn Error>> {
-    let vocab = model.config().vocab_size;
-    let tokens: Vec<u32> =
-        (0..count).map(|i| ((sequence.len() + i) * 7919 % vocab) as u32).collect();
-    for tokens in tokens.chunks(chunk) {
-        model.forward(&Batch::single(sequence, tokens, LogitRows::Last), &mut [&mut *sequence])?;
+    let (vocab, start) = (model.config().vocab_size, sequences[0].len());
+    for from in (0..count).step_by(chunk) {
+        let mut batch = Batch::new();
+        for (i, sequence) in sequences.iter().enumerate() {
+            let positions = start + from..start + count.min(from + chunk);
+            let tokens = positions.map(|p| ((p + 31 * i) * 7919 % vocab) as u32);
+            batch.push(i, sequence.len(), &tokens.collect::<Vec<_>>(), LogitRows::Last);
+        }
+        model.forward(&batch, &mut sequences.iter_mut().collect::<Vec<_>>())?;
     }
     Ok(())
 }
 
 /// What decoding one token has to read: the weights of its experts, all other weights but the
 /// embedding, and the keys and values of `depth` positions that each layer's window shows.
-fn bytes_per_token(checkpoint: &Checkpoint, kv_dtype: KvDtype, depth: usize) -> u64 {
+fn bytes_per_token(
+    checkpoint: &Checkpoint,
+    dense_dtype: DenseDtype,
+    kv_dtype: KvDtype,
+    depth: usize,
+) -> u64 {
     let config = checkpoint.config();
     let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
     let queries = (config.num_attention_heads * config.head_dim) as u64;
@@ -183,14 +211,19 @@ fn bytes_per_token(checkpoint: &Checkpoint, kv_dtype: KvDtype, depth: usize) -> 
     let per = if checkpoint.layout() == Layout::HfBf16 { 1 } else { 32 };
     let expert = 3 * hidden * inner * bits / per / 8 + 2 * (2 * inner + hidden);
     let page = KvCache::page_bytes(config, kv_dtype) as u64;
+    let dense = |weights: u64| match dense_dtype {
+        DenseDtype::Q8 => weights * 34 / 32,
+        _ => 2 * weights,
+    };
     let layer = |block: &gpt_oss_puzzle::BlockConfig| {
-        let attention = 2 * (hidden * (2 * queries + 2 * keys) + 2 * queries + 2 * keys + hidden);
+        let biases = 2 * (2 * queries + 2 * keys + hidden);
+        let attention = dense(hidden * (2 * queries + 2 * keys)) + biases;
         let router = 2 * (hidden + 1) * block.num_local_experts as u64;
         let visible = block.sliding_window.map_or(depth, |w| w.min(depth)) as u64;
         let cache = visible * page / gpt_oss_puzzle::cache::PAGE_TOKENS as u64;
         attention + router + config.num_experts_per_tok as u64 * expert + cache
     };
-    config.block_configs.iter().map(layer).sum::<u64>() + 2 * hidden * config.vocab_size as u64
+    config.block_configs.iter().map(layer).sum::<u64>() + dense(hidden * config.vocab_size as u64)
 }
 
 /// The most memory this process had at once, in bytes, where the system says so.

@@ -13,6 +13,7 @@ mod world;
 use clap::Parser;
 use gpt_oss_puzzle::Model;
 use gpt_oss_puzzle::cache::KvDtype;
+use gpt_oss_puzzle::model::DenseDtype;
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::error::Error;
@@ -31,6 +32,9 @@ struct Args {
     count: usize,
     #[arg(long, default_value_t = 7)]
     seed: u64,
+    /// How dense weights are held: bf16, as stored, or q8
+    #[arg(long, default_value = "bf16")]
+    dense_dtype: DenseDtype,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
@@ -47,11 +51,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
-    let model = Model::builder(&args.model).kv_dtype(args.kv_dtype).load()?;
+    let model =
+        Model::builder(&args.model).dense_dtype(args.dense_dtype).kv_dtype(args.kv_dtype).load()?;
     let mut lines = exam::lines(args.count, args.seed);
     lines.retain(|line| args.only.as_ref().is_none_or(|only| line.name.contains(only)));
     let mut out = stdout().lock();
-    writeln!(out, "{:?} cache, {}", args.kv_dtype, model.transformer().kernels())?;
+    let (dense, kv) = (args.dense_dtype, args.kv_dtype);
+    writeln!(out, "{dense:?} dense weights, {kv:?} cache, {}", model.transformer().kernels())?;
     writeln!(
         out,
         "{:26} {:>9} {:>7} {:>7} {:>7} {:>9}",
@@ -81,6 +87,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     bar.finish_and_clear();
     if let Some(path) = &args.json {
         let all = json!({
+            "dense_dtype": format!("{:?}", args.dense_dtype),
             "kv_dtype": format!("{:?}", args.kv_dtype),
             "kernels": model.transformer().kernels(),
             "marks": marks,

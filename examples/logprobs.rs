@@ -9,7 +9,7 @@ mod common;
 use clap::Parser;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype};
 use gpt_oss_puzzle::generation::logprobs::log_sum_exp;
-use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
+use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::Checkpoint;
 use std::error::Error;
 use std::io::Write;
@@ -32,6 +32,9 @@ struct Args {
     /// The logits of every position, not of the last alone
     #[arg(long)]
     full: bool,
+    /// How dense weights are held: bf16, as stored, or q8
+    #[arg(long, default_value = "bf16")]
+    dense_dtype: DenseDtype,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
@@ -62,7 +65,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         scales: scales.collect::<Result<_, _>>()?,
     };
     let mut sequence = KvCache::new(config, &cache, &Device::Cpu)?.sequence();
-    let model = GptOss::new(&checkpoint, args.threads)?;
+    let model = GptOss::new(&checkpoint, args.threads)?.with_dense_dtype(args.dense_dtype);
     let (mut logits, mut logprobs) = (Vec::new(), Vec::new());
     let mut next = args.tokens.iter().skip(1);
     for tokens in args.tokens.chunks(chunk) {

@@ -9,6 +9,7 @@ mod kernels;
 
 use candle_core::{D, Device, Tensor};
 use candle_nn::{Module, rotary_emb};
+use gpt_oss_puzzle::kernels::Dense;
 use gpt_oss_puzzle::kernels::cpu::Cpu;
 use half::bf16;
 
@@ -47,7 +48,9 @@ fn norm_projection_rope_and_routing_are_those_of_candle() {
     let bias = values(o, 4);
     let linear = candle_nn::Linear::new(tensor(&wide, &[o, h]), Some(tensor(&bias, &[o])));
     let theirs = linear.forward(&xs).unwrap();
-    agree("matmul", &theirs, 2e-3, |cpu, out| cpu.matmul(out, &weight, &x, Some(&bias), o, h));
+    agree("matmul", &theirs, 2e-3, |cpu, out| {
+        cpu.matmul(out, Dense::Bf16(&weight), &x, Some(&bias), o, h)
+    });
 
     let (heads, head_dim) = (3, 64);
     let (q, angles) = (values(t * heads * head_dim, 5), values(t * head_dim / 2, 6));

@@ -502,3 +502,15 @@ fn asking_wrongly_is_an_error() {
     let q = "model.layers.0.self_attn.q_proj.weight";
     fails(original.bf16(q, &[63, 32]).err().unwrap(), ErrorKind::Checkpoint, &["qkv.weight", "63"]);
 }
+
+#[test]
+fn warming_reads_every_weight_and_says_how_far_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_checkpoint(dir.path(), 3).unwrap();
+    let checkpoint = Checkpoint::open(dir.path()).unwrap();
+    let mut reports = Vec::new();
+    checkpoint.warm(|done, total| reports.push((done, total)));
+    assert!(reports.is_sorted() && reports.len() > 10, "{reports:?}");
+    assert!(reports.iter().all(|(_, total)| *total == checkpoint.total_bytes()));
+    assert_eq!(reports.last().map(|(done, _)| *done), Some(checkpoint.total_bytes()));
+}

@@ -2,6 +2,7 @@
 
 use gpt_oss_puzzle::Model;
 use gpt_oss_puzzle::cache::KvDtype;
+use gpt_oss_puzzle::model::DenseDtype;
 use indicatif::{DecimalBytes, ProgressBar};
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -15,12 +16,18 @@ pub(crate) struct LoadArgs {
     /// crate
     #[arg(long, value_name = "DIR|owner/name")]
     model: Option<String>,
+    /// How dense weights are held: bf16, as stored, or q8
+    #[arg(long, default_value = "bf16")]
+    dense_dtype: DenseDtype,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
     /// Longest conversation in tokens, by default what the model and the memory allow
     #[arg(long, value_name = "TOKENS")]
     ctx: Option<NonZeroUsize>,
+    /// Read all weights before the first answer, not when they are first used
+    #[arg(long)]
+    warm: bool,
     /// Worker threads, 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     threads: usize,
@@ -42,9 +49,19 @@ impl LoadArgs {
         let started = Instant::now();
         let bar = ProgressBar::new_spinner().with_message("loading");
         bar.enable_steady_tick(Duration::from_millis(100));
-        let mut builder = Model::builder(source).kv_dtype(self.kv_dtype).threads(self.threads);
+        let mut builder = Model::builder(source)
+            .dense_dtype(self.dense_dtype)
+            .kv_dtype(self.kv_dtype)
+            .threads(self.threads);
         if let Some(tokens) = self.ctx {
             builder = builder.context(tokens.get());
+        }
+        if self.warm {
+            let bar = bar.clone();
+            builder = builder.warm(move |done, total| {
+                let (done, total) = (DecimalBytes(done), DecimalBytes(total));
+                bar.set_message(format!("reading weights, {done} of {total}"));
+            });
         }
         #[cfg(feature = "hub")]
         let builder = {

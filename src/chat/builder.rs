@@ -6,7 +6,7 @@ use super::model::Parts;
 use crate::cache::{KvCache, KvCacheConfig, KvDtype, PAGE_TOKENS};
 use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
 use crate::harmony::{Dialect, Renderer};
-use crate::model::{Device, GptOss};
+use crate::model::{DenseDtype, Device, GptOss};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, KvScales};
 #[cfg(feature = "hub")]
@@ -29,12 +29,14 @@ const SMALL_CONTEXT: usize = 4096;
 pub struct ModelBuilder {
     source: Source,
     threads: usize,
+    dense_dtype: DenseDtype,
     kv_dtype: KvDtype,
     kv_scales: Option<Vec<KvScales>>,
     context: Option<usize>,
     sequences: usize,
     prefill_chunk: usize,
     renderer: Option<Renderer>,
+    warm: Option<Box<dyn FnMut(u64, u64) + Send>>,
     #[cfg(feature = "hub")]
     download: Download,
 }
@@ -66,12 +68,14 @@ impl ModelBuilder {
         ModelBuilder {
             source,
             threads: 0,
+            dense_dtype: DenseDtype::default(),
             kv_dtype: KvDtype::default(),
             kv_scales: None,
             context: None,
             sequences: 1,
             prefill_chunk: GenerateOptions::PREFILL_CHUNK,
             renderer: None,
+            warm: None,
             #[cfg(feature = "hub")]
             download: Download {
                 hub: Hub::new(),
@@ -110,6 +114,11 @@ impl ModelBuilder {
         Self { threads, ..self }
     }
 
+    /// How dense matrices are held; BF16, as stored, by default.
+    pub fn dense_dtype(self, dense_dtype: DenseDtype) -> Self {
+        Self { dense_dtype, ..self }
+    }
+
     /// How keys and values are stored; BF16 by default.
     pub fn kv_dtype(self, kv_dtype: KvDtype) -> Self {
         Self { kv_dtype, ..self }
@@ -145,7 +154,14 @@ impl ModelBuilder {
         Self { renderer: Some(renderer), ..self }
     }
 
-    /// Loads the model. Weights stay in their files and are read when they are first used.
+    /// Reads all weights while loading, so that the first answer does not wait for the disk, and calls
+    /// `progress` with the bytes read so far and in all; see [`Checkpoint::warm`].
+    pub fn warm(self, progress: impl FnMut(u64, u64) + Send + 'static) -> Self {
+        Self { warm: Some(Box::new(progress)), ..self }
+    }
+
+    /// Loads the model. Weights stay in their files and are read when they are first used, unless
+    /// [`ModelBuilder::warm`] or [`ModelBuilder::dense_dtype`] ask for more.
     ///
     /// # Errors
     /// `Download` for a name the hub does not give; `Io`, `Config`, `Checkpoint`, `Tokenizer` or
@@ -168,6 +184,9 @@ impl ModelBuilder {
                 (parts.0, parts.1, GenerationConfig::default(), renderer)
             }
         };
+        if let Some(progress) = self.warm {
+            checkpoint.warm(progress);
+        }
         let config = checkpoint.config();
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::new(
@@ -216,7 +235,7 @@ impl ModelBuilder {
         let never = special.map(|s| [s.start, s.end, s.message, s.channel, s.constrain]);
         Ok(Model::new(Parts {
             cache: KvCache::new(config, &cache, &Device::Cpu)?,
-            transformer: GptOss::new(&checkpoint, self.threads)?,
+            transformer: GptOss::new(&checkpoint, self.threads)?.with_dense_dtype(self.dense_dtype),
             stop: StopTokens::new(
                 tokenizer.stop_tokens(),
                 &generation_config.eos_token_id,

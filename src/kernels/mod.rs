@@ -11,7 +11,8 @@
 //! |---|---|---|---|
 //! | `embedding` | `out[t,:] = table[token[t],:]` | `table: [V,H]` bf16, `out: [T,H]` | exact |
 //! | `rms_norm` | `out = x · rsqrt(mean(x²) + eps) · w` | `x, out: [T,H]`, `w: [H]` | bounded |
-//! | `matmul` | `out[t,o] = b[o] + Σ_i w[o,i]·x[t,i]` | `w: [O,I]` bf16 row-major, `x: [T,I]`, `out: [T,O]` | bounded, row-invariant |
+//! | `matmul` | `out[t,o] = b[o] + Σ_i w[o,i]·x[t,i]` | `w: [O,I]` row-major, bf16 or Q8, `x: [T,I]`, `out: [T,O]` | bounded, row-invariant |
+//! | `q8_encode` | `scale = max|w| / 127` rounded up to bf16, `quant = w / scale` to nearest even | blocks of 32 | exact |
 //! | `rope` | half-split pairs `(i, i+D/2)`: `(x1·c − x2·s, x2·c + x1·s)`, in place | `x: [T,heads,D]`, `cos, sin: [T,D/2]` | bounded |
 //! | `topk_softmax` | the k largest logits of a row, ties to the lower index, in descending order; softmax over those k | `logits: [T,E]`, `indices, weights: [T,k]` | indices exact, weights bounded |
 //! | `moe_gate_up` | `h = W_gu[e]·x + b_gu[e]`; `g = min(h[2i], limit)`, `u = clamp(h[2i+1], ±limit)`; `out[i] = g·σ(alpha·g)·(u+1)` | `x: [T,H]`, `W_gu: [E,2I,H]`, `indices: [T,k]`, `out: [T·k,I]` | bounded, row-invariant |
@@ -32,6 +33,9 @@
 //! block holds feature 2j in its low nibble and 2j+1 in its high nibble. Row 2i of `W_gu` is gate i,
 //! row 2i+1 is up i.
 //!
+//! **Q8**: [`Q8_BLOCK`] consecutive input features share one scale in bf16, each is a signed byte times
+//! that scale. 8.5 bits for the 16 of bf16.
+//!
 //! **Pages.** One page holds [`PAGE_TOKENS`] positions of one layer: keys `[K, 64, D]`, then values
 //! `[K, 64, D]`. A sequence's page table maps position p to page `table[p / 64]`, row `p % 64`;
 //! [`NO_PAGE`] marks a page that left the window.
@@ -45,6 +49,9 @@ use half::bf16;
 /// Elements per MXFP4 block; one E8M0 scale each.
 pub const MXFP4_BLOCK: usize = 32;
 
+/// Elements per block of [`Dense::Q8`].
+pub const Q8_BLOCK: usize = 32;
+
 /// FP4 E2M1 code points.
 pub const FP4: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
@@ -54,6 +61,20 @@ pub const PAGE_TOKENS: usize = 64;
 
 /// Page-table entry of a page that was given back.
 pub const NO_PAGE: u32 = u32::MAX;
+
+/// A dense matrix `[rows, cols]`, row-major.
+#[derive(Clone, Copy, Debug)]
+pub enum Dense<'a> {
+    /// As stored in checkpoints.
+    Bf16(&'a [bf16]),
+    /// In 8 bits, see the module's text. Rows are whole blocks.
+    Q8 {
+        /// `rows · cols` values.
+        quants: &'a [i8],
+        /// `rows · cols / 32` scales.
+        scales: &'a [bf16],
+    },
+}
 
 /// The expert matrices of one projection of one layer, as stored in the checkpoint.
 #[derive(Clone, Copy, Debug)]

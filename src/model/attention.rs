@@ -3,6 +3,7 @@
 use super::Step;
 use super::linear::Linear;
 use crate::kernels::AttentionRows;
+use crate::kernels::cpu::Cpu;
 use crate::ops::{self, AttentionCall};
 use crate::weights::Checkpoint;
 use crate::{Error, Result};
@@ -36,6 +37,13 @@ impl Attention {
             head_dim: config.head_dim,
             window: config.block_configs[layer].sliding_window,
         })
+    }
+
+    /// Holds the projections in 8 bits from here on.
+    pub(super) fn quantize(&mut self, cpu: &Cpu) {
+        for projection in [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj] {
+            projection.quantize(cpu);
+        }
     }
 
     /// `x: [T, H]` to `[T, H]`; keys and values of every row go to the cache first, so that rows of

@@ -5,6 +5,7 @@ use super::attention::Attention;
 use super::moe::Moe;
 use super::norm::RmsNorm;
 use crate::Result;
+use crate::kernels::cpu::Cpu;
 use crate::weights::Checkpoint;
 use candle_core::Tensor;
 
@@ -26,6 +27,11 @@ impl DecoderLayer {
             post_attention_layernorm: norm("post_attention_layernorm")?,
             mlp: Moe::new(checkpoint, layer)?,
         })
+    }
+
+    /// Holds the projections of attention in 8 bits from here on.
+    pub(super) fn quantize(&mut self, cpu: &Cpu) {
+        self.self_attn.quantize(cpu);
     }
 
     /// `x: [T, H]` to `[T, H]`.

@@ -48,6 +48,34 @@ pub struct GptOss {
     rope: YarnRope,
 }
 
+/// How the dense matrices (the projections of attention and the head) are held; the embedding, the
+/// routers and the experts are always as stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DenseDtype {
+    /// As stored, in the mapped files.
+    #[default]
+    Bf16,
+    /// In 8 bits with a scale for every 32 ([`crate::kernels::Dense::Q8`]), made when the model is
+    /// loaded: 53 % of the bytes, which is what decoding reads, in memory of the process's own.
+    /// The logits change a little; README says by how much.
+    Q8,
+}
+
+impl std::str::FromStr for DenseDtype {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<DenseDtype> {
+        match s {
+            "bf16" => Ok(DenseDtype::Bf16),
+            "q8" => Ok(DenseDtype::Q8),
+            _ => Err(Error::invalid_request(format!(
+                "dense dtype is {s:?}, expected \"bf16\" or \"q8\""
+            ))),
+        }
+    }
+}
+
 /// What every layer of one forward pass shares.
 struct Step<'a> {
     cpu: &'a Cpu,
@@ -87,6 +115,16 @@ impl GptOss {
             rope: YarnRope::new(&config.rope, config.head_dim),
             config,
         })
+    }
+
+    /// Holds the dense matrices as `dtype` says.
+    #[must_use]
+    pub fn with_dense_dtype(mut self, dtype: DenseDtype) -> GptOss {
+        if dtype == DenseDtype::Q8 {
+            self.layers.iter_mut().for_each(|layer| layer.quantize(&self.cpu));
+            self.lm_head.quantize(&self.cpu);
+        }
+        self
     }
 
     /// The configuration the model was built from.

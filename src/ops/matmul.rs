@@ -1,13 +1,13 @@
-//! `matmul`: a dense BF16 projection of f32 activations.
+//! `matmul`: a dense projection of f32 activations.
 
 use super::f32_slice;
+use crate::kernels::Dense;
 use crate::kernels::cpu::Cpu;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
-use half::bf16;
 
 struct Matmul<'a> {
     cpu: &'a Cpu,
-    weight: &'a [bf16],
+    weight: Dense<'a>,
     bias: Option<&'a [f32]>,
     rows: usize,
     cols: usize,
@@ -31,7 +31,7 @@ impl CustomOp1 for Matmul<'_> {
 pub(crate) fn matmul(
     cpu: &Cpu,
     x: &Tensor,
-    weight: &[bf16],
+    weight: Dense<'_>,
     bias: Option<&[f32]>,
     rows: usize,
     cols: usize,

@@ -30,6 +30,12 @@ use layout::{Required, Stored};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+/// What [`Checkpoint::warm`] reads between two reports, and how many reads are under way.
+const WARM_PIECE: usize = 64 << 20;
+const WARM_THREADS: usize = 8;
+/// The smallest page of any system this runs on.
+const PAGE_BYTES: usize = 4096;
+
 /// A checkpoint directory, opened and checked; tensors stay in the mapped files.
 ///
 /// Every tensor the configuration needs is present with the right dtype and shape once
@@ -194,6 +200,29 @@ impl Checkpoint {
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.bytes().len() as u64).sum()
+    }
+
+    /// Reads all weights once, file by file, on several threads, so that the first tokens do not wait for
+    /// the disk. Calls `progress` with the bytes read so far and in all. Of weights larger than memory
+    /// the system keeps what it can; then this is time lost.
+    pub fn warm(&self, mut progress: impl FnMut(u64, u64)) {
+        let mut tensors: Vec<&StoredTensor> = self.tensors.values().collect();
+        tensors.sort_by_key(|tensor| (tensor.file().to_owned(), tensor.bytes().as_ptr()));
+        let (mut done, total) = (0, self.total_bytes());
+        for piece in tensors.iter().flat_map(|tensor| tensor.bytes().chunks(WARM_PIECE)) {
+            std::thread::scope(|scope| {
+                for part in piece.chunks(WARM_PIECE.div_ceil(WARM_THREADS)) {
+                    scope.spawn(move || {
+                        let pages = part.iter().step_by(PAGE_BYTES);
+                        std::hint::black_box(
+                            pages.fold(0, |sum: u8, byte| sum.wrapping_add(*byte)),
+                        );
+                    });
+                }
+            });
+            done += piece.len() as u64;
+            progress(done, total);
+        }
     }
 
     /// A BF16 tensor by its Hugging Face name, in every layout: in openai's, `q_proj`, `k_proj` and

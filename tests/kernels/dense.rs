@@ -1,7 +1,7 @@
 //! Embedding, norm, dense layers, rotary positions.
 
 use crate::common::*;
-use gpt_oss_puzzle::kernels::reference;
+use gpt_oss_puzzle::kernels::{Dense, Q8_BLOCK, reference};
 use half::bf16;
 
 #[test]
@@ -58,20 +58,60 @@ fn check_matmul(rng: &mut Rng, t: usize, rows: usize, cols: usize, offset: usize
     let w = Input::new(rng.bf16s(rows * cols), offset);
     let x = Input::new(rng.floats(t * cols), offset);
     let bias = Input::new(rng.floats(rows), offset);
-    for bias in [None, Some(&*bias)] {
-        let want = reference::matmul(&w, &x, bias, rows, cols);
+    let (quants, scales) = reference::q8_encode(&w);
+    let (quants, scales) = (Input::new(quants, offset), Input::new(scales, offset));
+    let mut forms = vec![Dense::Bf16(&w)];
+    if cols.is_multiple_of(Q8_BLOCK) {
+        forms.push(Dense::Q8 { quants: &quants, scales: &scales });
+    }
+    for (w, bias) in forms.iter().flat_map(|w| [(*w, None), (*w, Some(&*bias))]) {
+        let want = reference::matmul(w, &x, bias, rows, cols);
         for cpu in tiers() {
-            let got = guarded(t * rows, offset, |out| cpu.matmul(out, &w, &x, bias, rows, cols));
-            let what = format!("{cpu:?} T {t}, [{rows}, {cols}], bias {}", bias.is_some());
+            let got = guarded(t * rows, offset, |out| cpu.matmul(out, w, &x, bias, rows, cols));
+            let q8 = matches!(w, Dense::Q8 { .. });
+            let what = format!("{cpu:?} T {t}, [{rows}, {cols}], bias {}, q8 {q8}", bias.is_some());
             assert_bounded(&got, &want, 1.0, cols + 1, &what);
         }
     }
 }
 
 #[test]
+fn q8_encode_is_the_reference_s() {
+    let mut rng = Rng(5);
+    let mut w = rng.bf16s(4 * 1031 * Q8_BLOCK);
+    // Blocks of any magnitude; of zeros; with one value; of the smallest and the largest numbers.
+    for (i, block) in w.chunks_exact_mut(Q8_BLOCK).enumerate() {
+        let by = 2f32.powi(i as i32 % 60 - 30);
+        block.iter_mut().for_each(|w| *w = bf16::from_f32(w.to_f32() * by));
+    }
+    w[..Q8_BLOCK].fill(bf16::NEG_ZERO);
+    w[Q8_BLOCK..3 * Q8_BLOCK].fill(bf16::ZERO);
+    w[2 * Q8_BLOCK + 5] = bf16::from_f32(-3.0);
+    w[3 * Q8_BLOCK..4 * Q8_BLOCK].fill(bf16::MAX);
+    w[4 * Q8_BLOCK..5 * Q8_BLOCK].fill(bf16::from_bits(1));
+    let (quants, scales) = reference::q8_encode(&w);
+    for cpu in tiers() {
+        let (mut got, mut got_scales) = (vec![99; w.len()], vec![bf16::NAN; scales.len()]);
+        cpu.q8_encode(&mut got, &mut got_scales, &w);
+        assert!(got == quants && got_scales == scales, "{cpu:?}");
+    }
+    for ((block, quants), scale) in w.chunks(Q8_BLOCK).zip(quants.chunks(Q8_BLOCK)).zip(&scales) {
+        for (w, quant) in block.iter().zip(quants) {
+            let error = (w.to_f32() - f32::from(*quant) * scale.to_f32()).abs();
+            assert!(error <= scale.to_f32() / 2.0, "{w} is {quant} times {scale}");
+        }
+    }
+    let mut odd = w[..Q8_BLOCK].to_vec();
+    odd[7] = bf16::NAN;
+    let (mut quants, mut scales) = ([0; Q8_BLOCK], [bf16::ZERO]);
+    tiers()[0].q8_encode(&mut quants, &mut scales, &odd);
+    assert!(scales[0].is_nan(), "a number that is none stays one: {scales:?}");
+}
+
+#[test]
 fn matmul_is_bounded() {
     let mut rng = Rng(3);
-    // Around the vector widths, the row blocks (2, 4, 8) and the token tiles (up to 6).
+    // Around the vector widths, the row blocks (4, 8), the inputs in registers (up to 6), and panels.
     for cols in [1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 131] {
         for rows in [1, 2, 3, 4, 7, 8, 9, 13] {
             for t in [0, 1, 2, 3, 5, 6, 7, 13] {
@@ -79,7 +119,7 @@ fn matmul_is_bounded() {
             }
         }
     }
-    for (t, rows) in [(1, 64), (3, 128), (8, 37), (70, 9)] {
+    for (t, rows) in [(1, 64), (3, 128), (8, 37), (48, 8), (49, 9), (100, 9)] {
         check_matmul(&mut rng, t, rows, 2880, 1);
     }
 }
@@ -111,5 +151,5 @@ fn rope_is_bounded() {
 #[should_panic(expected = "an array of shape [9223372036854775809, 2] overflows")]
 fn a_shape_that_wraps_around_is_refused() {
     let (mut out, w, x) = ([0.0; 2], [bf16::ZERO; 2], [0.0; 4]);
-    tiers()[0].matmul(&mut out, &w, &x, None, (1 << 63) + 1, 2);
+    tiers()[0].matmul(&mut out, Dense::Bf16(&w), &x, None, (1 << 63) + 1, 2);
 }

@@ -5,7 +5,9 @@
 use super::attention::{Cache, FORMATS};
 use crate::common::*;
 use gpt_oss_puzzle::kernels::cpu::Cpu;
-use gpt_oss_puzzle::kernels::{ExpertShape, HeadShape, KvFormat, SwigluParams};
+use gpt_oss_puzzle::kernels::{
+    Dense, ExpertShape, HeadShape, KvFormat, Q8_BLOCK, SwigluParams, reference,
+};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 
@@ -69,7 +71,13 @@ fn dense(p: &DenseProblem) {
     let (w, x) = (rng.bf16s(rows * cols), rng.floats(tokens * cols));
     let bias = rng.floats(rows);
     assert_row_invariant(tokens, rows, &format!("matmul {p:?}"), |cpu, picked, out| {
-        cpu.matmul(out, &w, &pick(&x, picked, cols), Some(&bias), rows, cols);
+        cpu.matmul(out, Dense::Bf16(&w), &pick(&x, picked, cols), Some(&bias), rows, cols);
+    });
+    let whole = cols.next_multiple_of(Q8_BLOCK);
+    let (quants, scales) = reference::q8_encode(&rng.bf16s(rows * whole));
+    let (q8, long) = (Dense::Q8 { quants: &quants, scales: &scales }, rng.floats(tokens * whole));
+    assert_row_invariant(tokens, rows, &format!("q8 matmul {p:?}"), |cpu, picked, out| {
+        cpu.matmul(out, q8, &pick(&long, picked, whole), Some(&bias), rows, whole);
     });
     assert_row_invariant(tokens, cols, &format!("rms_norm {p:?}"), |cpu, picked, out| {
         cpu.rms_norm(out, &pick(&x, picked, cols), &x[..cols], 1e-5);
@@ -151,10 +159,13 @@ fn attention(p: &AttentionProblem) {
 #[test]
 fn model_shapes_are_row_invariant() {
     dense(&DenseProblem { tokens: 7, rows: 70, cols: 2880, seed: 1 });
+    dense(&DenseProblem { tokens: 60, rows: 20, cols: 40, seed: 2 });
     for mxfp4 in [true, false] {
         let p =
             ExpertProblem { tokens: 40, k: 4, experts: 6, pairs: 40, blocks: 90, mxfp4, seed: 2 };
         experts(&p);
+        // More inputs of an expert than one pass over its rows serves.
+        experts(&ExpertProblem { tokens: 70, k: 1, experts: 1, pairs: 9, blocks: 3, ..p });
     }
     for format in FORMATS {
         let (lengths, window) = (vec![1500, 513, 64], Some(700));

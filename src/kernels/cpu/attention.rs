@@ -3,16 +3,20 @@
 //! A row's visible positions are taken page by page with an online softmax, in partitions of
 //! [`PARTITION`] pages that begin at absolute positions; the partitions are merged in order onto a
 //! state that begins as the sink's. Whether one task does all partitions of a row or each has its own,
-//! the arithmetic is the same, so a decode step equals the same row of a prefill bit for bit.
+//! and how many rows go through the pages together, the arithmetic of a row is the same, so a decode
+//! step equals the same row of a prefill bit for bit.
 
 use super::pages::page_count;
 use super::shares::Shares;
-use super::{Cpu, elements, scratch, words};
+use super::{Cpu, elements, prefetch, scratch, words};
 use crate::kernels::{AttentionRows, HeadShape, KvFormat, NO_PAGE, PAGE_TOKENS};
 use std::ops::Range;
 
 /// Pages per partition.
 const PARTITION: usize = 8;
+
+/// Rows of a sequence that go through its pages together, so that a page is decoded once for all.
+const ROWS: usize = 16;
 
 /// Softmax state of the query heads of one kv head over some positions.
 pub(super) struct Partial<'a> {
@@ -104,54 +108,92 @@ impl Call<'_> {
         visible.start / size..visible.end.div_ceil(size)
     }
 
+    /// Floats of a row's state for one kv head.
+    fn state_len(&self) -> usize {
+        Partial::len(self.group(), self.heads.head_dim)
+    }
+
     /// Floats of scratch that [`partition`](Self::partition) needs: keys and values of a page, and a
     /// weight per position and query head.
     fn page_scratch(&self) -> usize {
         PAGE_TOKENS * (2 * self.heads.head_dim + self.group())
     }
 
-    /// Sets `state` to the visible positions of one partition, for row t and one kv head.
+    /// Rows one after another that belong to one sequence, [`ROWS`] at most.
+    fn blocks(&self) -> Vec<Range<usize>> {
+        let mut blocks: Vec<Range<usize>> = Vec::new();
+        for (t, sequence) in self.rows.sequences.iter().enumerate() {
+            match blocks.last_mut() {
+                Some(block)
+                    if block.len() < ROWS && self.rows.sequences[block.start] == *sequence =>
+                {
+                    block.end = t + 1;
+                }
+                _ => blocks.push(t..t + 1),
+            }
+        }
+        blocks
+    }
+
+    /// Sets the state of each of `rows`, which belong to one sequence, to its visible positions of one
+    /// partition, for one kv head.
     fn partition(
         &self,
-        state: &mut Partial<'_>,
-        t: usize,
+        states: &mut [f32],
+        rows: Range<usize>,
         kv_head: usize,
         partition: usize,
         scratch: &mut [f32],
     ) {
         let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
-        let width = self.group() * head_dim;
-        let q = &self.q[t * q_heads * head_dim + kv_head * width..][..width];
-        let table = self.rows.page_tables[self.rows.sequences[t] as usize];
-        let visible = self.visible(t);
+        let (group, len) = (self.group(), self.state_len());
+        let table = self.rows.page_tables[self.rows.sequences[rows.start] as usize];
         let bytes = self.format.element_bytes();
         let page_words = self.heads.page_elements() * bytes / 4;
         let head_words = PAGE_TOKENS * head_dim * bytes / 4;
+        let keys_and_values = |page: usize| {
+            let words = &self.pages[table[page] as usize * page_words..][..page_words];
+            [kv_head, kv_heads + kv_head].map(|head| &words[head * head_words..][..head_words])
+        };
+        let (k_scale, v_scale) = match self.format {
+            KvFormat::Fp8 { k_scale, v_scale } => (k_scale, v_scale),
+            _ => (1.0, 1.0),
+        };
         let (k_scratch, scratch) = scratch.split_at_mut(PAGE_TOKENS * head_dim);
         let (v_scratch, weights) = scratch.split_at_mut(PAGE_TOKENS * head_dim);
-        state.clear();
-        let pages = partition * PARTITION..(partition + 1) * PARTITION;
-        for page in pages {
-            let start = visible.start.max(page * PAGE_TOKENS);
-            let end = visible.end.min((page + 1) * PAGE_TOKENS);
-            if start >= end {
-                continue;
-            }
-            let seen = start - page * PAGE_TOKENS..end - page * PAGE_TOKENS;
-            let words = &self.pages[table[page] as usize * page_words..][..page_words];
-            let k_words = &words[kv_head * head_words..][..head_words];
-            let v_words = &words[(kv_heads + kv_head) * head_words..][..head_words];
-            let (k_scale, v_scale) = match self.format {
-                KvFormat::Fp8 { k_scale, v_scale } => (k_scale, v_scale),
-                _ => (1.0, 1.0),
+        for state in states.chunks_exact_mut(len) {
+            Partial::new(state, group).clear();
+        }
+        for page in partition * PARTITION..(partition + 1) * PARTITION {
+            // What a row sees of the page, if anything.
+            let seen = |t: usize| {
+                let (visible, first) = (self.visible(t), page * PAGE_TOKENS);
+                let start = visible.start.max(first) - first;
+                let end = visible.end.clamp(first, first + PAGE_TOKENS) - first;
+                (start < end).then_some(start..end)
             };
-            let k = self.floats(k_words, k_scratch, &seen, k_scale);
-            let v = self.floats(v_words, v_scratch, &seen, v_scale);
-            // SAFETY: the table exists only where its tier runs; `k` and `v` are whole pages of one
-            // head, `q` its query heads, `seen` within a page.
-            unsafe {
-                let page = self.cpu.kernels.attention_page;
-                page(state, q, k, v, seen, self.scale, weights);
+            let all = rows.clone().filter_map(seen);
+            let Some(all) = all.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else {
+                continue;
+            };
+            let [k_words, v_words] = keys_and_values(page);
+            if let Some(next) = rows.clone().map(|t| self.visible(t).end).max()
+                && (page + 1) * PAGE_TOKENS < next
+            {
+                keys_and_values(page + 1).into_iter().for_each(prefetch::all);
+            }
+            let k = self.floats(k_words, k_scratch, &all, k_scale);
+            let v = self.floats(v_words, v_scratch, &all, v_scale);
+            for (t, state) in rows.clone().zip(states.chunks_exact_mut(len)) {
+                let Some(seen) = seen(t) else { continue };
+                let q = &self.q[(t * q_heads + kv_head * group) * head_dim..][..group * head_dim];
+                let mut state = Partial::new(state, group);
+                // SAFETY: the table exists only where its tier runs; `k` and `v` are whole pages of one
+                // head, `q` its query heads, `seen` within a page.
+                unsafe {
+                    let page = self.cpu.kernels.attention_page;
+                    page(&mut state, q, k, v, seen, self.scale, weights);
+                }
             }
         }
     }
@@ -181,26 +223,36 @@ impl Call<'_> {
         scratch
     }
 
-    /// One task per row and kv head, which goes through the partitions in order.
-    fn by_row(&self, out: &mut [f32], sinks: &[f32]) {
+    /// One task per block of rows and kv head, which goes through the partitions in order.
+    fn by_block(&self, out: &mut [f32], sinks: &[f32], blocks: &[Range<usize>]) {
         let HeadShape { kv_heads, head_dim, .. } = self.heads;
-        let (group, state_len) = (self.group(), Partial::len(self.group(), head_dim));
+        let (group, len) = (self.group(), self.state_len());
+        let width = group * head_dim;
         let out = Shares::new(out);
-        self.cpu.pool.run(self.rows.positions.len() * kv_heads, &|i| {
-            let (t, kv_head) = (i / kv_heads, i % kv_heads);
-            scratch::task(2 * state_len + self.page_scratch(), |floats| {
-                let (state, floats) = floats.split_at_mut(state_len);
-                let (part, scratch) = floats.split_at_mut(state_len);
-                let mut state = Partial::new(state, group);
-                let mut part = Partial::new(part, group);
-                state.start(&sinks[kv_head * group..][..group]);
-                for partition in self.partitions(t) {
-                    self.partition(&mut part, t, kv_head, partition, scratch);
-                    state.merge(&part);
+        self.cpu.pool.run(blocks.len() * kv_heads, &|i| {
+            let (rows, kv_head) = (blocks[i / kv_heads].clone(), i % kv_heads);
+            scratch::task(2 * rows.len() * len + self.page_scratch(), |floats| {
+                let (states, floats) = floats.split_at_mut(rows.len() * len);
+                let (parts, scratch) = floats.split_at_mut(rows.len() * len);
+                for state in states.chunks_exact_mut(len) {
+                    Partial::new(state, group).start(&sinks[kv_head * group..][..group]);
                 }
-                // SAFETY: the heads of this row and kv head are this task's alone.
-                let out = unsafe { out.part(i * group * head_dim..(i + 1) * group * head_dim) };
-                state.finish(out);
+                let all = rows.clone().map(|t| self.partitions(t));
+                let all = all.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end));
+                for partition in all.into_iter().flatten() {
+                    self.partition(parts, rows.clone(), kv_head, partition, scratch);
+                    let both = states.chunks_exact_mut(len).zip(parts.chunks_exact_mut(len));
+                    for (t, (state, part)) in rows.clone().zip(both) {
+                        if self.partitions(t).contains(&partition) {
+                            Partial::new(state, group).merge(&Partial::new(part, group));
+                        }
+                    }
+                }
+                for (t, state) in rows.zip(states.chunks_exact_mut(len)) {
+                    let at = (t * kv_heads + kv_head) * width;
+                    // SAFETY: the heads of this row and kv head are this task's alone.
+                    Partial::new(state, group).finish(unsafe { out.part(at..at + width) });
+                }
             });
         });
     }
@@ -208,7 +260,7 @@ impl Call<'_> {
     /// One task per row, kv head and partition, for few rows on many threads; then the merging.
     fn by_partition(&self, out: &mut [f32], sinks: &[f32]) {
         let HeadShape { kv_heads, head_dim, .. } = self.heads;
-        let (group, state_len) = (self.group(), Partial::len(self.group(), head_dim));
+        let (group, state_len) = (self.group(), self.state_len());
         let tasks: Vec<(usize, usize, usize)> = (0..self.rows.positions.len() * kv_heads)
             .flat_map(|i| {
                 self.partitions(i / kv_heads).map(move |p| (i / kv_heads, i % kv_heads, p))
@@ -222,8 +274,7 @@ impl Call<'_> {
                 // SAFETY: state i is this task's alone.
                 let part = unsafe { shares.part(i * state_len..(i + 1) * state_len) };
                 scratch::task(self.page_scratch(), |scratch| {
-                    let mut part = Partial::new(part, group);
-                    self.partition(&mut part, t, kv_head, partition, scratch);
+                    self.partition(part, t..t + 1, kv_head, partition, scratch);
                 });
             });
             let mut parts = parts.chunks_exact_mut(state_len);
@@ -274,8 +325,9 @@ pub(super) fn attention(
         }
     }
     // Enough rows keep every thread busy without splitting them.
-    if t * heads.kv_heads >= 4 * cpu.threads() || cpu.threads() == 1 {
-        call.by_row(out, sinks);
+    let blocks = call.blocks();
+    if blocks.len() * heads.kv_heads >= 4 * cpu.threads() || cpu.threads() == 1 {
+        call.by_block(out, sinks, &blocks);
     } else {
         call.by_partition(out, sinks);
     }

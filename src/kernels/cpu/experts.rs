@@ -2,17 +2,15 @@
 //! read and decoded once for all its tokens, and splits the work by (expert, piece of rows).
 
 use super::mxfp4::Mxfp4Rows;
+use super::panels::{TOKENS, blocks};
 use super::shares::{Columns, Shares};
-use super::{Cpu, SCRATCH_ROWS, elements, scratch};
+use super::{Cpu, elements, scratch};
 use crate::kernels::{ExpertShape, Experts, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::ops::Range;
 
 /// Weight rows of one task, at most.
 const ROWS: usize = 64;
-
-/// Tokens that one pass over a task's rows serves: their inputs and the rows stay in the L2 cache.
-const TOKENS: usize = 32;
 
 /// Panics unless matrices, biases and indices agree with `shape` and `k`.
 pub(super) fn check(w: Experts, bias: &[bf16], shape: ExpertShape, indices: &[u32], k: usize) {
@@ -32,29 +30,48 @@ pub(super) fn check(w: Experts, bias: &[bf16], shape: ExpertShape, indices: &[u3
     assert!(indices.iter().all(|&e| (e as usize) < experts), "expert not below {experts}");
 }
 
+/// The pairs of one expert.
+struct Group {
+    expert: usize,
+    /// Its part of [`Groups::pairs`].
+    pairs: Range<usize>,
+    /// Whether its inputs are laid out in panels. Otherwise they follow one another.
+    packed: bool,
+    /// Its part of the gathered inputs.
+    inputs: Range<usize>,
+}
+
 /// The pairs of one call, sorted by expert.
 struct Groups {
     /// Pairs `t·k + j`, those of one expert together, in ascending order within.
     pairs: Vec<u32>,
-    /// Each expert in use with its part of `pairs`.
-    experts: Vec<(usize, Range<usize>)>,
+    /// The experts in use.
+    experts: Vec<Group>,
 }
 
 impl Groups {
-    fn new(indices: &[u32], experts: usize) -> Groups {
-        let mut ends = vec![0; experts];
+    fn new(cpu: &Cpu, w: Experts, shape: ExpertShape, indices: &[u32]) -> Groups {
+        let few = cpu.kernels.few.map_or(0, |few| few.most);
+        let mut ends = vec![0; shape.experts];
         for &expert in indices {
             ends[expert as usize] += 1;
         }
-        let mut start = 0;
+        let (mut start, mut input) = (0, 0);
         let mut used = Vec::new();
         for (expert, end) in ends.iter_mut().enumerate() {
-            let range = start..start + *end;
-            *end = start;
-            start = range.end;
-            if !range.is_empty() {
-                used.push((expert, range));
+            let n = std::mem::replace(end, start);
+            if n == 0 {
+                continue;
             }
+            let packed = matches!(w, Experts::Mxfp4 { .. }) && n > few;
+            let len = if packed { cpu.kernels.tile.packed(n, shape.cols) } else { n * shape.cols };
+            used.push(Group {
+                expert,
+                pairs: start..start + n,
+                packed,
+                inputs: input..input + len,
+            });
+            (start, input) = (start + n, input + len);
         }
         let mut pairs = vec![0; indices.len()];
         for (pair, &expert) in indices.iter().enumerate() {
@@ -63,94 +80,121 @@ impl Groups {
         }
         Groups { pairs, experts: used }
     }
+
+    /// Floats of all gathered inputs.
+    fn inputs(&self) -> usize {
+        self.experts.last().map_or(0, |group| group.inputs.end)
+    }
 }
 
-/// One call's matrices and its inputs, gathered in the order of the groups.
+/// One call's matrices and its inputs, gathered by [`gather`].
 struct Call<'a> {
     cpu: &'a Cpu,
     w: Experts<'a>,
     shape: ExpertShape,
     groups: &'a Groups,
-    /// `[pairs, cols]`; for MXFP4 each block's even features before its odd ones, the order in which
-    /// the tiers decode.
     x: &'a [f32],
 }
 
 impl Call<'_> {
-    /// Runs `task(expert, its range of pairs, rows, scratch)` for every piece of rows of every expert.
-    fn run(&self, task: impl Fn(usize, Range<usize>, Range<usize>, &mut [f32]) + Sync) {
+    /// Runs `task(group, rows, scratch)` for every piece of rows of every expert; `scratch` is for
+    /// [`matmul`](Self::matmul), and then has a float for each of the rows and [`TOKENS`].
+    fn run(&self, task: impl Fn(&Group, Range<usize>, &mut [f32], &mut [f32]) + Sync) {
         let ExpertShape { rows, cols, .. } = self.shape;
         let groups = &self.groups.experts;
         let fair = (rows * groups.len()).div_ceil(4 * self.cpu.threads()).next_multiple_of(16);
         let size = fair.clamp(16, ROWS);
         let pieces = rows.div_ceil(size);
+        let panel = self.cpu.kernels.tile.weights(cols);
         self.cpu.pool.run(groups.len() * pieces, &|i| {
-            let (expert, range) = &groups[i / pieces];
             let start = i % pieces * size;
-            scratch::task(SCRATCH_ROWS * cols + TOKENS * size, |scratch| {
-                task(*expert, range.clone(), start..rows.min(start + size), scratch);
+            scratch::task(panel + TOKENS * size, |scratch| {
+                let (panel, scratch) = scratch.split_at_mut(panel);
+                task(&groups[i / pieces], start..rows.min(start + size), panel, scratch);
             });
         });
     }
 
-    /// `out[i,o] = Σ W[expert][rows.start + o]·x[inputs.start + i]`.
+    /// `out[i,o] = Σ W[expert][rows.start + o]·x[inputs.start + i]`, where the group's first input is 0
+    /// and `inputs` begins at a multiple of [`TOKENS`].
     fn matmul(
         &self,
         out: &mut Columns<'_, f32>,
-        expert: usize,
+        group: &Group,
         rows: Range<usize>,
         inputs: Range<usize>,
-        scratch: &mut [f32],
+        panel: &mut [f32],
     ) {
-        let ExpertShape { rows: all, cols, .. } = self.shape;
-        let x = &self.x[inputs.start * cols..inputs.end * cols];
-        match self.w {
-            Experts::Mxfp4 { blocks, scales } => {
+        let (ExpertShape { rows: all, cols, .. }, kernels) = (self.shape, &self.cpu.kernels);
+        let (tile, x) = (&kernels.tile, &self.x[group.inputs.clone()]);
+        let x = match group.packed {
+            true => &x[tile.packed(inputs.start, cols)..tile.packed(inputs.end, cols)],
+            false => &x[inputs.start * cols..inputs.end * cols],
+        };
+        match (self.w, kernels.few) {
+            (Experts::Mxfp4 { blocks, scales }, few) => {
                 let w = Mxfp4Rows { blocks, scales, cols };
-                let w = w.rows(expert * all + rows.start..expert * all + rows.end);
-                // SAFETY: the table exists only where its tier runs; `check` saw the lengths, and
-                // `scratch` has SCRATCH_ROWS rows.
-                unsafe { (self.cpu.kernels.mxfp4_matmul)(out, w, x, scratch) }
+                let w = w.rows(group.expert * all + rows.start..group.expert * all + rows.end);
+                match few.filter(|_| !group.packed) {
+                    // SAFETY: the table exists only where its tier runs; `check` saw the lengths.
+                    Some(few) => unsafe { (few.mxfp4)(out, w, x) },
+                    None => tile.matmul(out, x, None, cols, panel, |panel, at, row| {
+                        let (blocks, scales) = w.row(row);
+                        // SAFETY: as above; a row of the panel is `cols` long.
+                        unsafe { (tile.pack_mxfp4)(panel, at, blocks, scales) }
+                    }),
+                }
             }
-            Experts::Bf16(w) => {
-                let w = &w[expert * all * cols..][..all * cols];
+            (Experts::Bf16(w), _) => {
+                let w = &w[group.expert * all * cols..][..all * cols];
                 // SAFETY: as above.
-                unsafe { (self.cpu.kernels.bf16_matmul)(out, w, rows, all, x, cols) }
+                unsafe { (kernels.bf16_matmul)(out, w, rows, all, x, cols) }
             }
         }
     }
 }
 
-/// Copies the input of every pair into the order of the groups; `row` says which input a pair has.
+/// Copies the input of every pair to its group; `row` says which input a pair has. For MXFP4 each block's
+/// even features come before its odd ones, the order in which the tiers decode.
 fn gather(
     cpu: &Cpu,
     out: &mut [f32],
     w: Experts,
     x: &[f32],
     cols: usize,
-    pairs: &[u32],
+    groups: &Groups,
     row: impl Fn(usize) -> usize + Sync,
 ) {
     let out = Shares::new(out);
-    cpu.split(pairs.len(), cols, 1, 64, |range| {
-        for i in range {
-            // SAFETY: row i is this task's alone.
-            let out = unsafe { out.part(i * cols..(i + 1) * cols) };
-            let x = &x[row(pairs[i] as usize) * cols..][..cols];
-            match w {
-                Experts::Bf16(_) => out.copy_from_slice(x),
-                Experts::Mxfp4 { .. } => {
-                    let blocks = x.chunks_exact(MXFP4_BLOCK);
-                    for (out, x) in out.chunks_exact_mut(MXFP4_BLOCK).zip(blocks) {
-                        let (even, odd) = out.split_at_mut(MXFP4_BLOCK / 2);
-                        for ((even, odd), x) in even.iter_mut().zip(odd).zip(x.chunks_exact(2)) {
-                            (*even, *odd) = (x[0], x[1]);
-                        }
-                    }
+    let mean = groups.pairs.len().div_ceil(groups.experts.len().max(1));
+    cpu.split(groups.experts.len(), mean * cols, 1, 4, |range| {
+        for group in &groups.experts[range] {
+            // SAFETY: a group's inputs are its task's alone.
+            let out = unsafe { out.part(group.inputs.clone()) };
+            for (n, &pair) in groups.pairs[group.pairs.clone()].iter().enumerate() {
+                let x = &x[row(pair as usize) * cols..][..cols];
+                match w {
+                    Experts::Bf16(_) => out[n * cols..][..cols].copy_from_slice(x),
+                    Experts::Mxfp4 { .. } if group.packed => scratch::task(cols, |ordered| {
+                        even_before_odd(ordered, x);
+                        cpu.kernels.tile.pack_input(out, n, ordered);
+                    }),
+                    Experts::Mxfp4 { .. } => even_before_odd(&mut out[n * cols..][..cols], x),
                 }
             }
         }
     });
+}
+
+/// Block by block the even features, then the odd ones.
+fn even_before_odd(out: &mut [f32], x: &[f32]) {
+    let blocks = x.as_chunks::<MXFP4_BLOCK>().0;
+    for (out, x) in out.as_chunks_mut::<MXFP4_BLOCK>().0.iter_mut().zip(blocks) {
+        let (even, odd) = out.split_at_mut(MXFP4_BLOCK / 2);
+        for ((even, odd), x) in even.iter_mut().zip(odd).zip(x.as_chunks::<2>().0) {
+            (*even, *odd) = (x[0], x[1]);
+        }
+    }
 }
 
 /// See [`Cpu::moe_gate_up`], which checked the arguments.
@@ -166,21 +210,20 @@ pub(super) fn gate_up(
     k: usize,
     swiglu: SwigluParams,
 ) {
-    let groups = &Groups::new(indices, shape.experts);
+    let groups = &Groups::new(cpu, w, shape, indices);
     let width = shape.rows / 2;
-    scratch::call(indices.len() * shape.cols, |gathered| {
-        gather(cpu, gathered, w, x, shape.cols, &groups.pairs, |pair| pair / k);
+    scratch::call(groups.inputs(), |gathered| {
+        gather(cpu, gathered, w, x, shape.cols, groups, |pair| pair / k);
         let out = Shares::new(out);
         let call = Call { cpu, w, shape, groups, x: gathered };
-        call.run(|expert, inputs, rows, scratch| {
-            let bias = &bias[expert * shape.rows..][rows.clone()];
-            let (scratch, h) = scratch.split_at_mut(SCRATCH_ROWS * shape.cols);
-            for start in inputs.clone().step_by(TOKENS) {
-                let inputs = start..inputs.end.min(start + TOKENS);
+        call.run(|group, rows, panel, h| {
+            let bias = &bias[group.expert * shape.rows..][rows.clone()];
+            let pairs = &groups.pairs[group.pairs.clone()];
+            for inputs in blocks(pairs.len()) {
                 let h = &mut h[..inputs.len() * rows.len()];
                 let mut columns = Columns::whole(h, rows.len());
-                call.matmul(&mut columns, expert, rows.clone(), inputs.clone(), scratch);
-                for (h, &pair) in h.chunks_exact(rows.len()).zip(&groups.pairs[inputs]) {
+                call.matmul(&mut columns, group, rows.clone(), inputs.clone(), panel);
+                for (h, &pair) in h.chunks_exact(rows.len()).zip(&pairs[inputs]) {
                     let at = pair as usize * width;
                     // SAFETY: a pair has one expert, and these rows of it are this task's alone. The
                     // table exists only where its tier runs.
@@ -207,19 +250,19 @@ pub(super) fn down(
     weights: &[f32],
     k: usize,
 ) {
-    let groups = &Groups::new(indices, shape.experts);
+    let groups = &Groups::new(cpu, w, shape, indices);
     let ExpertShape { rows: hidden, cols, .. } = shape;
-    scratch::call(indices.len() * (cols + hidden), |buffer| {
-        let (gathered, y) = buffer.split_at_mut(indices.len() * cols);
-        gather(cpu, gathered, w, a, cols, &groups.pairs, |pair| pair);
+    scratch::call(groups.inputs() + indices.len() * hidden, |buffer| {
+        let (gathered, y) = buffer.split_at_mut(groups.inputs());
+        gather(cpu, gathered, w, a, cols, groups, |pair| pair);
         let results = Shares::new(&mut *y);
         let call = Call { cpu, w, shape, groups, x: gathered };
-        call.run(|expert, inputs, rows, scratch| {
-            for start in inputs.clone().step_by(TOKENS) {
-                let inputs = start..inputs.end.min(start + TOKENS);
+        call.run(|group, rows, panel, _| {
+            for inputs in blocks(group.pairs.len()) {
+                let at = group.pairs.start + inputs.start..group.pairs.start + inputs.end;
                 // SAFETY: these rows of the group's results are this task's alone.
-                let mut y = unsafe { results.columns(hidden, inputs.clone(), rows.clone()) };
-                call.matmul(&mut y, expert, rows.clone(), inputs, scratch);
+                let mut y = unsafe { results.columns(hidden, at, rows.clone()) };
+                call.matmul(&mut y, group, rows.clone(), inputs, panel);
             }
         });
         let mut place = vec![0; indices.len()];

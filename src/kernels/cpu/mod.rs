@@ -15,7 +15,10 @@ mod fp8;
 mod isa;
 mod mxfp4;
 mod pages;
+mod panels;
 mod parallel;
+mod prefetch;
+mod q8;
 mod scalar;
 mod scratch;
 mod shares;
@@ -26,8 +29,12 @@ pub use fp8::{fp8_decode, fp8_encode};
 pub use isa::Isa;
 pub use parallel::Pool;
 
-use super::{AttentionRows, ExpertShape, Experts, HeadShape, KvFormat, MXFP4_BLOCK, SwigluParams};
+use super::{
+    AttentionRows, Dense, ExpertShape, Experts, HeadShape, KvFormat, MXFP4_BLOCK, Q8_BLOCK,
+    SwigluParams,
+};
 use half::bf16;
+use q8::Q8Rows;
 use shares::Shares;
 use std::ops::Range;
 use table::Kernels;
@@ -35,9 +42,6 @@ use table::Kernels;
 /// Below this many multiplications or copied values a call stays on the calling thread: handing it out
 /// would cost more than it saves.
 const SMALL: usize = 1 << 15;
-
-/// Decoded weight rows that a tier may keep in the scratch of `mxfp4_matmul`.
-const SCRATCH_ROWS: usize = 4;
 
 /// Elements of an array of shape `shape`. Lengths are compared with this instead of a product that may
 /// have wrapped around: the kernels rely on the comparison.
@@ -165,16 +169,26 @@ impl Cpu {
         });
     }
 
+    /// The matrix `w` in 8 bits, see [`Dense::Q8`].
+    ///
+    /// # Panics
+    ///
+    /// When `w` is not whole blocks, or a length is not what the shapes say.
+    pub fn q8_encode(&self, quants: &mut [i8], scales: &mut [bf16], w: &[bf16]) {
+        assert_eq!((quants.len(), scales.len() * Q8_BLOCK), (w.len(), w.len()), "quants, scales");
+        q8::encode(self, quants, scales, w);
+    }
+
     /// `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]` with `w: [rows, cols]`, `x: [T, cols]`, `bias: [rows]`,
     /// `out: [T, rows]`.
     ///
     /// # Panics
     ///
-    /// When `cols` is 0 or a length is not what the shapes say.
+    /// When `cols` is 0 or (for Q8) no multiple of 32, or a length is not what the shapes say.
     pub fn matmul(
         &self,
         out: &mut [f32],
-        w: &[bf16],
+        w: Dense,
         x: &[f32],
         bias: Option<&[f32]>,
         rows: usize,
@@ -182,17 +196,35 @@ impl Cpu {
     ) {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "x");
         let t = x.len() / cols;
-        assert_eq!(w.len(), elements([rows, cols]), "w");
+        match w {
+            Dense::Bf16(w) => assert_eq!(w.len(), elements([rows, cols]), "w"),
+            Dense::Q8 { quants, scales } => {
+                assert!(cols.is_multiple_of(Q8_BLOCK), "cols is {cols}, no multiple of 32");
+                assert_eq!(quants.len(), elements([rows, cols]), "quants");
+                assert_eq!(scales.len(), quants.len() / Q8_BLOCK, "scales");
+            }
+        }
         assert_eq!(out.len(), elements([t, rows]), "out");
         assert!(bias.is_none_or(|b| b.len() == rows), "bias");
+        let Some(few) = self.kernels.few.filter(|few| t <= few.most) else {
+            return panels::matmul(self, out, w, x, bias, rows, cols);
+        };
         let out = Shares::new(out);
         self.split(rows, t * cols, 8, 64, |range| {
-            let w = &w[range.start * cols..range.end * cols];
             let bias = bias.map(|b| &b[range.clone()]);
             // SAFETY: these columns are this task's alone. The table exists only where its tier runs.
             unsafe {
-                let mut out = out.columns(rows, 0..t, range);
-                (self.kernels.matmul)(&mut out, w, x, bias, cols);
+                let mut out = out.columns(rows, 0..t, range.clone());
+                match w {
+                    Dense::Bf16(w) => {
+                        let w = &w[range.start * cols..range.end * cols];
+                        (few.bf16)(&mut out, w, x, bias, cols);
+                    }
+                    Dense::Q8 { quants, scales } => {
+                        let w = Q8Rows { quants, scales, cols }.rows(range);
+                        (few.q8)(&mut out, w, x, bias);
+                    }
+                }
             }
         });
     }

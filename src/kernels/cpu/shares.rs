@@ -76,6 +76,10 @@ impl<'a, T> Columns<'a, T> {
         self.width
     }
 
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// This view's part of row `row`.
     #[inline(always)]
     pub(super) fn row(&mut self, row: usize) -> &mut [T] {

@@ -2,6 +2,8 @@
 
 use super::attention::Partial;
 use super::mxfp4::Mxfp4Rows;
+use super::panels::Tile;
+use super::q8::Q8Rows;
 use super::shares::Columns;
 use super::{Isa, scalar};
 #[cfg(target_arch = "x86_64")]
@@ -25,16 +27,29 @@ pub(super) struct Kernels {
     pub(super) decode_fp8: unsafe fn(&mut [f32], &[u8], f32),
     pub(super) rms_norm: unsafe fn(&mut [f32], &[f32], &[f32], f32),
     pub(super) rope: unsafe fn(&mut [f32], &[f32], &[f32]),
-    pub(super) matmul: unsafe fn(&mut Columns<'_, f32>, &[bf16], &[f32], Option<&[f32]>, usize),
+    pub(super) few: Option<Few>,
+    pub(super) tile: Tile,
     pub(super) topk_softmax: unsafe fn(&mut [u32], &mut [f32], &[f32]),
     pub(super) mxfp4_decode: unsafe fn(&mut [f32], &[u8], &[u8]),
-    pub(super) mxfp4_matmul: unsafe fn(&mut Columns<'_, f32>, Mxfp4Rows<'_>, &[f32], &mut [f32]),
     pub(super) bf16_matmul:
         unsafe fn(&mut Columns<'_, f32>, &[bf16], Range<usize>, usize, &[f32], usize),
     pub(super) swiglu: unsafe fn(&mut [f32], &[f32], &[bf16], SwigluParams),
     pub(super) combine: unsafe fn(&mut [f32], &[f32], &[bf16], f32),
     pub(super) attention_page:
         unsafe fn(&mut Partial<'_>, &[f32], &[f32], &[f32], Range<usize>, f32, &mut [f32]),
+}
+
+/// Products with so few inputs that each weight is decoded in registers, as it is read.
+#[derive(Clone, Copy)]
+pub(super) struct Few {
+    /// Inputs up to which these are used.
+    pub(super) most: usize,
+    /// `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]` for all columns of `out`.
+    pub(super) bf16: unsafe fn(&mut Columns<'_, f32>, &[bf16], &[f32], Option<&[f32]>, usize),
+    /// The same for weights in 8 bits.
+    pub(super) q8: unsafe fn(&mut Columns<'_, f32>, Q8Rows<'_>, &[f32], Option<&[f32]>),
+    /// `out[t,o] = Σ_i w[o,i]·x[t,i]`, with `x` in the order of `mxfp4_decode`.
+    pub(super) mxfp4: unsafe fn(&mut Columns<'_, f32>, Mxfp4Rows<'_>, &[f32]),
 }
 
 const SCALAR: Kernels = Kernels {
@@ -45,10 +60,10 @@ const SCALAR: Kernels = Kernels {
     decode_fp8: scalar::decode_fp8,
     rms_norm: scalar::rms_norm,
     rope: scalar::rope,
-    matmul: scalar::matmul,
+    few: None,
+    tile: scalar::TILE,
     topk_softmax: scalar::topk_softmax,
     mxfp4_decode: scalar::mxfp4_decode,
-    mxfp4_matmul: scalar::mxfp4_matmul,
     bf16_matmul: scalar::bf16_matmul,
     swiglu: scalar::swiglu,
     combine: scalar::combine,
@@ -64,9 +79,9 @@ const AVX2: Kernels = Kernels {
     decode_fp8: avx2::decode_fp8,
     rms_norm: avx2::rms_norm,
     rope: avx2::rope,
-    matmul: avx2::matmul,
+    few: Some(avx2::FEW),
+    tile: avx2::TILE,
     mxfp4_decode: avx2::mxfp4_decode,
-    mxfp4_matmul: avx2::mxfp4_matmul,
     bf16_matmul: avx2::bf16_matmul,
     swiglu: avx2::swiglu,
     combine: avx2::combine,
@@ -83,9 +98,9 @@ const AVX512: Kernels = Kernels {
     decode_fp8: avx512::decode_fp8,
     rms_norm: avx512::rms_norm,
     rope: avx512::rope,
-    matmul: avx512::matmul,
+    few: Some(avx512::FEW),
+    tile: avx512::TILE,
     mxfp4_decode: avx512::mxfp4_decode,
-    mxfp4_matmul: avx512::mxfp4_matmul,
     bf16_matmul: avx512::bf16_matmul,
     swiglu: avx512::swiglu,
     combine: avx512::combine,
@@ -129,17 +144,21 @@ mod tests {
                 assert!(fn_addr_eq(AVX512.$inherited, SCALAR.$inherited), stringify!($inherited));
             )*
             // Names every field, so that a new kernel does not compile before it is listed.
-            let Kernels { isa: _, $($native: _,)* $($inherited: _),* } = SCALAR;
+            let Kernels { isa: _, few: _, tile: _, $($native: _,)* $($inherited: _),* } = SCALAR;
         };
     }
 
     #[test]
     fn tiers_are_native_where_expected() {
         assert_tiers! {
-            native: widen encode_bf16 encode_fp8 decode_fp8 rms_norm rope matmul mxfp4_decode
-                mxfp4_matmul bf16_matmul swiglu combine attention_page;
+            native: widen encode_bf16 encode_fp8 decode_fp8 rms_norm rope mxfp4_decode
+                bf16_matmul swiglu combine attention_page;
             // A handful of comparisons per token.
             inherited: topk_softmax
         }
+        assert!(!fn_addr_eq(AVX2.tile.product, SCALAR.tile.product));
+        assert!(!fn_addr_eq(AVX512.tile.product, AVX2.tile.product));
+        let [avx2, avx512] = [AVX2, AVX512].map(|tier| tier.few.expect("a tier of vectors"));
+        assert!(!fn_addr_eq(avx2.bf16, avx512.bf16) && !fn_addr_eq(avx2.mxfp4, avx512.mxfp4));
     }
 }

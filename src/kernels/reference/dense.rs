@@ -1,6 +1,7 @@
 //! Embedding, norm, dense layers and rotary positions.
 
 use super::Bounded;
+use crate::kernels::{Dense, Q8_BLOCK};
 use half::bf16;
 
 /// `out[t,:] = table[token[t],:]`.
@@ -34,14 +35,21 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Bounded {
 }
 
 /// `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]`.
-pub fn matmul(w: &[bf16], x: &[f32], bias: Option<&[f32]>, rows: usize, cols: usize) -> Bounded {
+pub fn matmul(w: Dense, x: &[f32], bias: Option<&[f32]>, rows: usize, cols: usize) -> Bounded {
     let mut out = Bounded::with_capacity(x.len() / cols * rows);
     for x in x.chunks(cols) {
         for o in 0..rows {
             let mut sum = bias.map_or(0.0, |b| f64::from(b[o]));
             let mut terms = sum.abs();
             for i in 0..cols {
-                let term = w[o * cols + i].to_f64() * f64::from(x[i]);
+                let weight = match w {
+                    Dense::Bf16(w) => w[o * cols + i].to_f64(),
+                    Dense::Q8 { quants, scales } => {
+                        let at = o * cols + i;
+                        f64::from(quants[at]) * scales[at / Q8_BLOCK].to_f64()
+                    }
+                };
+                let term = weight * f64::from(x[i]);
                 sum += term;
                 terms += term.abs();
             }
@@ -49,6 +57,26 @@ pub fn matmul(w: &[bf16], x: &[f32], bias: Option<&[f32]>, rows: usize, cols: us
         }
     }
     out
+}
+
+/// Q8 blocks of `w`: the quants and their scales. The scale is the largest magnitude over 127, rounded
+/// up to bf16 so that no quant is cut off; a block of zeros has the scale 0.
+pub fn q8_encode(w: &[bf16]) -> (Vec<i8>, Vec<bf16>) {
+    let (mut quants, mut scales) = (Vec::new(), Vec::new());
+    for block in w.chunks(Q8_BLOCK) {
+        let largest = block.iter().fold(0.0, |largest: f32, w| largest.max(w.to_f32().abs()));
+        let exact = largest / 127.0;
+        let mut scale = bf16::from_bits((exact.to_bits() >> 16) as u16);
+        if scale.to_f32() < exact {
+            scale = bf16::from_bits(scale.to_bits() + 1);
+        }
+        scales.push(scale);
+        for w in block {
+            let quant = if largest > 0.0 { w.to_f32() / scale.to_f32() } else { 0.0 };
+            quants.push(quant.round_ties_even() as i8);
+        }
+    }
+    (quants, scales)
 }
 
 /// Rotates the pairs `(i, i + D/2)` of every head of every row: `(x1·c − x2·s, x2·c + x1·s)`.

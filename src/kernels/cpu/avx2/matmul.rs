@@ -4,14 +4,16 @@
 //! through its row from left to right whatever R and N are: that makes the result independent of how
 //! many inputs share a call.
 
-use super::vector::{load_bf16, load_part, sum};
+use super::vector::{load_bf16, load_part, load_q8, sum};
+use crate::kernels::Q8_BLOCK;
+use crate::kernels::cpu::prefetch;
+use crate::kernels::cpu::q8::Q8Rows;
 use crate::kernels::cpu::shares::Columns;
 use half::bf16;
 use std::arch::x86_64::*;
-use std::ops::Range;
 
-/// Inputs of a dense layer that one pass over a task's weights serves; they stay in the L2 cache.
-const TOKENS: usize = 32;
+/// Inputs that a tile holds in registers with four weight rows; more are the panels' business.
+pub(in super::super) const FEW: usize = 3;
 
 /// Weight rows as a tile reads them, in vectors of 8: 4 to a block of 32.
 pub(super) trait WeightRows: Copy {
@@ -28,7 +30,16 @@ pub(super) trait WeightRows: Copy {
     ///
     /// As [`load`](Self::load), for these lanes.
     unsafe fn load_part(self, row: usize, i: usize, lanes: usize) -> __m256;
+
+    /// How many rows ahead [`prefetch`](Self::prefetch) is called.
+    const AHEAD: usize;
+
+    /// Asks for what is read at `block` of the [`TILE`] rows from `row` on, which need not exist.
+    fn prefetch(self, row: usize, block: usize);
 }
+
+/// Rows of a tile, where there are as many.
+pub(super) const TILE: usize = 4;
 
 /// bf16 rows of `cols` elements.
 #[derive(Clone, Copy)]
@@ -55,6 +66,48 @@ impl WeightRows for Bf16Rows {
             part[..lanes].copy_from_slice(std::slice::from_raw_parts(start, lanes));
             load_bf16(part.as_ptr())
         }
+    }
+
+    const AHEAD: usize = TILE;
+
+    #[inline(always)]
+    fn prefetch(self, row: usize, block: usize) {
+        let start = self.start.wrapping_add(row * self.cols);
+        prefetch::part::<{ TILE * 64 }>(start, block);
+    }
+}
+
+/// Rows in 8 bits.
+#[derive(Clone, Copy)]
+struct Q8 {
+    quants: *const i8,
+    scales: *const bf16,
+    cols: usize,
+}
+
+impl WeightRows for Q8 {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
+        // SAFETY: the caller's.
+        unsafe {
+            let scale = *self.scales.add(row * (self.cols / 32) + block);
+            load_q8(self.quants.add(row * self.cols + block * 32 + I * 8), scale)
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
+        unreachable!("rows are whole blocks, so no vector is cut off")
+    }
+
+    const AHEAD: usize = 2 * TILE;
+
+    #[inline(always)]
+    fn prefetch(self, row: usize, block: usize) {
+        prefetch::part::<{ TILE * 32 }>(self.quants.wrapping_add(row * self.cols), block);
+        prefetch::part::<{ TILE * 2 }>(self.scales.wrapping_add(row * (self.cols / 32)), block);
     }
 }
 
@@ -109,6 +162,9 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     // SAFETY: the caller's rows and inputs; vectors lie within them, parts are cut off.
     unsafe {
         for block in 0..cols / 32 {
+            if R == TILE {
+                w.prefetch(row + W::AHEAD, block);
+            }
             acc = vector::<W, R, N, 0>(acc, w, row, x, cols, block);
             acc = vector::<W, R, N, 1>(acc, w, row, x, cols, block);
             acc = vector::<W, R, N, 2>(acc, w, row, x, cols, block);
@@ -134,40 +190,36 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     sums
 }
 
-/// R weight rows from `row` on times the inputs `t` of `x`, to the columns of `out` from `column` on.
+/// R weight rows from `row` on times the few inputs of `x`, to the columns of `out` from `row` on.
 ///
 /// # Safety
 ///
 /// `w` has these rows of `cols` elements.
+#[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-#[allow(clippy::too_many_arguments)]
-pub(super) unsafe fn tiles<W: WeightRows, const R: usize>(
+unsafe fn rows<W: WeightRows, const R: usize>(
     out: &mut Columns<'_, f32>,
-    column: usize,
     w: W,
     row: usize,
     x: &[f32],
-    t: Range<usize>,
     bias: Option<&[f32]>,
     cols: usize,
 ) {
-    let mut next = t.start;
-    while next < t.end {
-        let n = (t.end - next).min(3);
-        let x = x[next * cols..(next + n) * cols].as_ptr();
-        // SAFETY: the caller's rows; n inputs from `x` on, by the slicing above.
-        unsafe {
-            match n {
-                1 => out.put(next, column, tile::<W, R, 1>(w, row, x, cols), bias),
-                2 => out.put(next, column, tile::<W, R, 2>(w, row, x, cols), bias),
-                _ => out.put(next, column, tile::<W, R, 3>(w, row, x, cols), bias),
-            }
+    let inputs = x.len() / cols;
+    assert!(inputs <= FEW && x.len() == inputs * cols, "x");
+    let x = x.as_ptr();
+    // SAFETY: the caller's rows; this many inputs, asserted above.
+    unsafe {
+        match inputs {
+            0 => {}
+            1 => out.put(0, row, tile::<W, R, 1>(w, row, x, cols), bias),
+            2 => out.put(0, row, tile::<W, R, 2>(w, row, x, cols), bias),
+            _ => out.put(0, row, tile::<W, R, 3>(w, row, x, cols), bias),
         }
-        next += n;
     }
 }
 
-/// All columns of `out` for the inputs `t` of `x`.
+/// All columns of `out` for the few inputs of `x`.
 ///
 /// # Safety
 ///
@@ -177,19 +229,18 @@ pub(super) unsafe fn product<W: WeightRows>(
     out: &mut Columns<'_, f32>,
     w: W,
     x: &[f32],
-    t: Range<usize>,
     bias: Option<&[f32]>,
     cols: usize,
 ) {
-    let (rows, mut row) = (out.width(), 0);
+    let (columns, mut row) = (out.width(), 0);
     // SAFETY: the caller's rows; `row` stays below their number.
     unsafe {
-        while row + 4 <= rows {
-            tiles::<W, 4>(out, row, w, row, x, t.clone(), bias, cols);
-            row += 4;
+        while row + TILE <= columns {
+            rows::<W, TILE>(out, w, row, x, bias, cols);
+            row += TILE;
         }
-        while row < rows {
-            tiles::<W, 1>(out, row, w, row, x, t.clone(), bias, cols);
+        while row < columns {
+            rows::<W, 1>(out, w, row, x, bias, cols);
             row += 1;
         }
     }
@@ -204,10 +255,22 @@ pub(in super::super) fn matmul(
     cols: usize,
 ) {
     assert_eq!(w.len(), out.width() * cols, "w");
-    let inputs = x.len() / cols;
-    for start in (0..inputs).step_by(TOKENS) {
-        let w = Bf16Rows { start: w.as_ptr(), cols };
-        // SAFETY: a row for each column, asserted above.
-        unsafe { product(out, w, x, start..inputs.min(start + TOKENS), bias, cols) };
-    }
+    let w = Bf16Rows { start: w.as_ptr(), cols };
+    // SAFETY: a row for each column, asserted above.
+    unsafe { product(out, w, x, bias, cols) }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn q8_matmul(
+    out: &mut Columns<'_, f32>,
+    w: Q8Rows<'_>,
+    x: &[f32],
+    bias: Option<&[f32]>,
+) {
+    let cols = w.cols;
+    assert_eq!(w.quants.len(), out.width() * cols, "quants");
+    assert_eq!(w.scales.len(), out.width() * cols / Q8_BLOCK, "scales");
+    let w = Q8 { quants: w.quants.as_ptr(), scales: w.scales.as_ptr(), cols };
+    // SAFETY: a row for each column, asserted above.
+    unsafe { product(out, w, x, bias, cols) }
 }

@@ -1,17 +1,14 @@
 //! Experts.
 
-use super::matmul::{WeightRows, product, tiles};
+use super::matmul::{TILE, WeightRows, product};
 use super::vector::{exp, load_bf16};
 use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
 use crate::kernels::cpu::shares::Columns;
-use crate::kernels::cpu::{SCRATCH_ROWS, scalar};
+use crate::kernels::cpu::{prefetch, scalar};
 use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
-
-/// Up to this many inputs decode weights in registers; more pay for decoding them to memory once.
-const FUSED: usize = 3;
 
 /// MXFP4 rows, decoded as they are read: vectors 0 and 1 of a block hold its low nibbles (the even
 /// features), vectors 2 and 3 the high ones.
@@ -41,6 +38,17 @@ impl WeightRows for Packed {
     unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
         unreachable!("rows are whole blocks, so no vector is cut off")
     }
+
+    const AHEAD: usize = 2 * TILE;
+
+    #[inline(always)]
+    fn prefetch(self, row: usize, block: usize) {
+        prefetch::part::<{ TILE * 16 }>(
+            self.blocks.wrapping_add(row * self.row_blocks * 16),
+            block,
+        );
+        prefetch::part::<TILE>(self.scales.wrapping_add(row * self.row_blocks), block);
+    }
 }
 
 /// The low or high nibbles of 8 bytes. A permutation by the low three bits of each lane is a look-up
@@ -57,85 +65,50 @@ fn decode(bytes: __m256i, high: bool, scale: f32) -> __m256 {
     _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, index), sign)
 }
 
-/// Rows of f32, a multiple of 8 elements each.
-#[derive(Clone, Copy)]
-struct Decoded {
-    start: *const f32,
-    cols: usize,
-}
-
-impl WeightRows for Decoded {
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
-        // SAFETY: the caller's.
-        unsafe { _mm256_loadu_ps(self.start.add(row * self.cols + block * 32 + I * 8)) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
-        unreachable!("rows are whole blocks, so no vector is cut off")
+/// Makes a row of MXFP4 row `at` of a panel of H rows, each block's even features before its odd ones.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) fn decode_row<const H: usize>(
+    panel: &mut [f32],
+    at: usize,
+    blocks: &[u8],
+    scales: &[u8],
+) {
+    assert!(at < H && panel.len() >= scales.len() * MXFP4_BLOCK * H, "panel");
+    let (blocks, _) = blocks.as_chunks::<16>();
+    for (i, (block, &scale)) in blocks.iter().zip(scales).enumerate() {
+        let scale = SCALES[usize::from(scale)];
+        for half in 0..2 {
+            // SAFETY: each half of a block is 8 bytes, and two of the four vectors of the row, asserted
+            // to be in the panel.
+            unsafe {
+                let out = panel.as_mut_ptr().add(((4 * i + half) * H + at) * 8);
+                let bytes = _mm_loadl_epi64(block.as_ptr().add(8 * half).cast());
+                let bytes = _mm256_cvtepu8_epi32(bytes);
+                _mm256_storeu_ps(out, decode(bytes, false, scale));
+                _mm256_storeu_ps(out.add(2 * H * 8), decode(bytes, true, scale));
+            }
+        }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u8]) {
-    let (outs, _) = out.as_chunks_mut::<MXFP4_BLOCK>();
-    let (blocks, _) = blocks.as_chunks::<16>();
-    for ((out, block), &scale) in outs.iter_mut().zip(blocks).zip(scales) {
-        // SAFETY: each half of a block is 8 bytes, and each vector 8 of its 32 elements.
-        unsafe {
-            for half in 0..2 {
-                let bytes = _mm_loadl_epi64(block.as_ptr().add(8 * half).cast());
-                let bytes = _mm256_cvtepu8_epi32(bytes);
-                let out = out.as_mut_ptr().add(8 * half);
-                _mm256_storeu_ps(out, decode(bytes, false, SCALES[usize::from(scale)]));
-                _mm256_storeu_ps(out.add(16), decode(bytes, true, SCALES[usize::from(scale)]));
-            }
-        }
-    }
+    decode_row::<1>(out, 0, blocks, scales);
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(in super::super) fn mxfp4_matmul(
-    out: &mut Columns<'_, f32>,
-    w: Mxfp4Rows<'_>,
-    x: &[f32],
-    scratch: &mut [f32],
-) {
+pub(in super::super) fn mxfp4_matmul(out: &mut Columns<'_, f32>, w: Mxfp4Rows<'_>, x: &[f32]) {
     let (rows, cols) = (out.width(), w.cols);
-    let inputs = 0..x.len() / cols;
-    if inputs.len() <= FUSED {
-        assert_eq!(w.blocks.len(), rows * cols / 2, "blocks");
-        assert_eq!(w.scales.len(), rows * cols / MXFP4_BLOCK, "scales");
-        let w = Packed {
-            blocks: w.blocks.as_ptr(),
-            scales: w.scales.as_ptr(),
-            row_blocks: cols / MXFP4_BLOCK,
-        };
-        // SAFETY: a row for each column, asserted above.
-        return unsafe { product(out, w, x, inputs, None, cols) };
-    }
-    let scratch = &mut scratch[..SCRATCH_ROWS * cols];
-    for start in (0..rows).step_by(SCRATCH_ROWS) {
-        let n = SCRATCH_ROWS.min(rows - start);
-        for (row, scratch) in scratch.chunks_exact_mut(cols).take(n).enumerate() {
-            let (blocks, scales) = w.row(start + row);
-            mxfp4_decode(scratch, blocks, scales);
-        }
-        let w = Decoded { start: scratch.as_ptr(), cols };
-        // SAFETY: `scratch` has SCRATCH_ROWS rows, n of them decoded.
-        unsafe {
-            if n == SCRATCH_ROWS {
-                tiles::<_, SCRATCH_ROWS>(out, start, w, 0, x, inputs.clone(), None, cols);
-            } else {
-                for row in 0..n {
-                    tiles::<_, 1>(out, start + row, w, row, x, inputs.clone(), None, cols);
-                }
-            }
-        }
-    }
+    assert_eq!(w.blocks.len(), rows * cols / 2, "blocks");
+    assert_eq!(w.scales.len(), rows * cols / MXFP4_BLOCK, "scales");
+    let w = Packed {
+        blocks: w.blocks.as_ptr(),
+        scales: w.scales.as_ptr(),
+        row_blocks: cols / MXFP4_BLOCK,
+    };
+    // SAFETY: a row for each column, asserted above.
+    unsafe { product(out, w, x, None, cols) }
 }
 
 /// N inputs times J vectors of outputs of a transposed expert: every output is one

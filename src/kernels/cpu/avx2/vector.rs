@@ -26,6 +26,20 @@ pub(super) unsafe fn load_bf16(x: *const bf16) -> __m256 {
     _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(bits)))
 }
 
+/// 8 signed bytes times their block's scale, which is exact: 7 bits times 8.
+///
+/// # Safety
+///
+/// `quants` is readable for 8 elements.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+pub(super) unsafe fn load_q8(quants: *const i8, scale: bf16) -> __m256 {
+    // SAFETY: the caller's.
+    let quants = unsafe { _mm_loadl_epi64(quants.cast()) };
+    let scale = f32::from_bits(u32::from(scale.to_bits()) << 16);
+    _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(quants)), _mm256_set1_ps(scale))
+}
+
 /// The sum of the lanes, always in the same order.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]

@@ -1,17 +1,14 @@
 //! Experts.
 
-use super::matmul::{WeightRows, product, tiles};
+use super::matmul::{TILE, WeightRows, product};
 use super::vector::{exp, first, load_bf16, load_bf16_part};
 use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
 use crate::kernels::cpu::shares::Columns;
-use crate::kernels::cpu::{SCRATCH_ROWS, scalar};
+use crate::kernels::cpu::{prefetch, scalar};
 use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
-
-/// Up to this many inputs decode weights in registers; more pay for decoding them to memory once.
-const FUSED: usize = 6;
 
 /// MXFP4 rows, decoded as they are read: vector 0 of a block holds its low nibbles (the even
 /// features), vector 1 the high ones.
@@ -45,6 +42,17 @@ impl WeightRows for Packed {
     unsafe fn load_part(self, _: usize, _: usize, _: __mmask16) -> __m512 {
         unreachable!("rows are whole blocks, so no vector is cut off")
     }
+
+    const AHEAD: usize = 2 * TILE;
+
+    #[inline(always)]
+    fn prefetch(self, row: usize, block: usize) {
+        prefetch::part::<{ TILE * 16 }>(
+            self.blocks.wrapping_add(row * self.row_blocks * 16),
+            block,
+        );
+        prefetch::part::<TILE>(self.scales.wrapping_add(row * self.row_blocks), block);
+    }
 }
 
 /// A count of four that the compiler cannot see through: a shift by a constant it replaces by three
@@ -65,86 +73,48 @@ fn decode(index: __m512i, scale: f32) -> __m512 {
     _mm512_permutexvar_ps(index, _mm512_mul_ps(codes, _mm512_set1_ps(scale)))
 }
 
-/// Rows of f32, a multiple of 16 elements each.
-#[derive(Clone, Copy)]
-struct Decoded {
-    start: *const f32,
-    cols: usize,
-}
-
-impl WeightRows for Decoded {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { _mm512_loadu_ps(self.start.add(row * self.cols + block * 32 + I * 16)) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn load_part(self, _: usize, _: usize, _: __mmask16) -> __m512 {
-        unreachable!("rows are whole blocks, so no vector is cut off")
+/// Makes a row of MXFP4 row `at` of a panel of H rows, each block's even features before its odd ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) fn decode_row<const H: usize>(
+    panel: &mut [f32],
+    at: usize,
+    blocks: &[u8],
+    scales: &[u8],
+) {
+    assert!(at < H && panel.len() >= scales.len() * MXFP4_BLOCK * H, "panel");
+    let four = four();
+    let (blocks, _) = blocks.as_chunks::<16>();
+    for (i, (block, &scale)) in blocks.iter().zip(scales).enumerate() {
+        // SAFETY: a block is 16 bytes, and two vectors of the row, asserted to be in the panel.
+        unsafe {
+            let out = panel.as_mut_ptr().add((2 * i * H + at) * 16);
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(block.as_ptr().cast()));
+            let scale = SCALES[usize::from(scale)];
+            _mm512_storeu_ps(out, decode(bytes, scale));
+            _mm512_storeu_ps(out.add(16 * H), decode(_mm512_srlv_epi32(bytes, four), scale));
+        }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u8]) {
-    let four = four();
-    let (outs, _) = out.as_chunks_mut::<MXFP4_BLOCK>();
-    let (blocks, _) = blocks.as_chunks::<16>();
-    for ((out, block), &scale) in outs.iter_mut().zip(blocks).zip(scales) {
-        // SAFETY: a block is 16 bytes and 32 elements.
-        unsafe {
-            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(block.as_ptr().cast()));
-            _mm512_storeu_ps(out.as_mut_ptr(), decode(bytes, SCALES[usize::from(scale)]));
-            _mm512_storeu_ps(
-                out.as_mut_ptr().add(16),
-                decode(_mm512_srlv_epi32(bytes, four), SCALES[usize::from(scale)]),
-            );
-        }
-    }
+    decode_row::<1>(out, 0, blocks, scales);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(in super::super) fn mxfp4_matmul(
-    out: &mut Columns<'_, f32>,
-    w: Mxfp4Rows<'_>,
-    x: &[f32],
-    scratch: &mut [f32],
-) {
+pub(in super::super) fn mxfp4_matmul(out: &mut Columns<'_, f32>, w: Mxfp4Rows<'_>, x: &[f32]) {
     let (rows, cols) = (out.width(), w.cols);
-    let inputs = 0..x.len() / cols;
-    if inputs.len() <= FUSED {
-        assert_eq!(w.blocks.len(), rows * cols / 2, "blocks");
-        assert_eq!(w.scales.len(), rows * cols / MXFP4_BLOCK, "scales");
-        let w = Packed {
-            blocks: w.blocks.as_ptr(),
-            scales: w.scales.as_ptr(),
-            row_blocks: cols / MXFP4_BLOCK,
-            four: four(),
-        };
-        // SAFETY: a row for each column, asserted above.
-        return unsafe { product(out, w, x, inputs, None, cols) };
-    }
-    let scratch = &mut scratch[..SCRATCH_ROWS * cols];
-    for start in (0..rows).step_by(SCRATCH_ROWS) {
-        let n = SCRATCH_ROWS.min(rows - start);
-        for (row, scratch) in scratch.chunks_exact_mut(cols).take(n).enumerate() {
-            let (blocks, scales) = w.row(start + row);
-            mxfp4_decode(scratch, blocks, scales);
-        }
-        let w = Decoded { start: scratch.as_ptr(), cols };
-        // SAFETY: `scratch` has SCRATCH_ROWS rows, n of them decoded.
-        unsafe {
-            if n == SCRATCH_ROWS {
-                tiles::<_, SCRATCH_ROWS>(out, start, w, 0, x, inputs.clone(), None, cols);
-            } else {
-                for row in 0..n {
-                    tiles::<_, 1>(out, start + row, w, row, x, inputs.clone(), None, cols);
-                }
-            }
-        }
-    }
+    assert_eq!(w.blocks.len(), rows * cols / 2, "blocks");
+    assert_eq!(w.scales.len(), rows * cols / MXFP4_BLOCK, "scales");
+    let w = Packed {
+        blocks: w.blocks.as_ptr(),
+        scales: w.scales.as_ptr(),
+        row_blocks: cols / MXFP4_BLOCK,
+        four: four(),
+    };
+    // SAFETY: a row for each column, asserted above.
+    unsafe { product(out, w, x, None, cols) }
 }
 
 /// N inputs times J vectors of outputs of a transposed expert: every output is one lane, which adds the

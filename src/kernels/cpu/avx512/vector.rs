@@ -35,6 +35,20 @@ pub(super) unsafe fn load_bf16_part(x: *const bf16, mask: __mmask16) -> __m512 {
     _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(bits)))
 }
 
+/// 16 signed bytes times their block's scale, which is exact: 7 bits times 8.
+///
+/// # Safety
+///
+/// `quants` is readable for 16 elements.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) unsafe fn load_q8(quants: *const i8, scale: bf16) -> __m512 {
+    // SAFETY: the caller's.
+    let quants = unsafe { _mm_loadu_si128(quants.cast()) };
+    let scale = f32::from_bits(u32::from(scale.to_bits()) << 16);
+    _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(quants)), _mm512_set1_ps(scale))
+}
+
 /// The sum of the lanes, always in the same order.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]

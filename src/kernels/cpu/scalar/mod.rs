@@ -3,15 +3,15 @@
 
 mod attention;
 mod convert;
-mod matmul;
 mod moe;
 mod norm;
+mod panels;
 
 pub(super) use attention::attention_page;
 pub(super) use convert::{decode_fp8, encode_bf16, encode_fp8, widen};
-pub(super) use matmul::matmul;
-pub(super) use moe::{bf16_matmul, combine, mxfp4_decode, mxfp4_matmul, swiglu, topk_softmax};
+pub(super) use moe::{bf16_matmul, combine, mxfp4_decode, swiglu, topk_softmax};
 pub(super) use norm::{rms_norm, rope};
+pub(super) use panels::TILE;
 
 /// Partial sums of one reduction.
 const LANES: usize = 8;

@@ -1,7 +1,7 @@
 //! Routing and experts.
 
-use super::{dot, sigmoid};
-use crate::kernels::cpu::mxfp4::{Mxfp4Rows, SCALES};
+use super::sigmoid;
+use crate::kernels::cpu::mxfp4::SCALES;
 use crate::kernels::cpu::shares::Columns;
 use crate::kernels::{FP4, MXFP4_BLOCK, SwigluParams};
 use half::bf16;
@@ -46,23 +46,6 @@ pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u
         for ((low, high), byte) in low.iter_mut().zip(high).zip(block) {
             *low = FP4[usize::from(byte & 15)] * scale;
             *high = FP4[usize::from(byte >> 4)] * scale;
-        }
-    }
-}
-
-/// `out[t,o] = Σ_i w[o,i]·x[t,i]` for the rows o of `w`, with `x` in the order of [`mxfp4_decode`].
-pub(in super::super) fn mxfp4_matmul(
-    out: &mut Columns<'_, f32>,
-    w: Mxfp4Rows<'_>,
-    x: &[f32],
-    scratch: &mut [f32],
-) {
-    let row = &mut scratch[..w.cols];
-    for o in 0..out.width() {
-        let (blocks, scales) = w.row(o);
-        mxfp4_decode(row, blocks, scales);
-        for (t, x) in x.chunks_exact(w.cols).enumerate() {
-            out.row(t)[o] = dot(row, x);
         }
     }
 }

@@ -1,0 +1,175 @@
+//! Products with many inputs. Weight rows and inputs are laid out first so that a tier's innermost loop
+//! reads both from one end to the other, and decodes a weight once for all inputs (packing into
+//! micro-panels: Goto and van de Geijn 2008, doi 10.1145/1356052.1356053).
+//!
+//! A panel of h rows holds the first vector of each of them, then the second of each, and so on; a
+//! vector that the end of a row cuts off is filled up with zeros. The sums are those of the kernels for
+//! few inputs, vector by vector from left to right, so the results are the same bits.
+
+use super::q8::Q8Rows;
+use super::shares::{Columns, Shares};
+use super::{Cpu, scratch};
+use crate::kernels::Dense;
+use half::bf16;
+use std::ops::Range;
+
+/// Inputs that one pass over a task's rows serves: their panels stay in the L2 cache. A multiple of
+/// every tier's [`Tile::inputs`].
+pub(super) const TOKENS: usize = 48;
+
+/// A tier's innermost product, of a panel of weight rows and a panel of inputs.
+#[derive(Clone, Copy)]
+pub(super) struct Tile {
+    /// Weight rows.
+    pub(super) rows: usize,
+    /// Inputs.
+    pub(super) inputs: usize,
+    /// Elements of a vector.
+    pub(super) lanes: usize,
+    /// `sums[n,r] = Σ_i w[r,i]·x[n,i]` for the panels `w` and `x` of equally long rows.
+    pub(super) product: unsafe fn(&mut [f32], &[f32], &[f32]),
+    /// Lays out a row of bf16 as one row of a panel of [`Tile::rows`].
+    pub(super) pack_bf16: unsafe fn(&mut [f32], usize, &[bf16]),
+    /// The same for a row in 8 bits.
+    pub(super) pack_q8: unsafe fn(&mut [f32], usize, Q8Rows<'_>),
+    /// The same for the blocks and scales of an MXFP4 row, in the tier's order of features.
+    pub(super) pack_mxfp4: unsafe fn(&mut [f32], usize, &[u8], &[u8]),
+}
+
+impl Tile {
+    /// Most values of `sums`.
+    const SUMS: usize = 32;
+
+    /// Floats of a panel of `height` rows of `cols` elements.
+    fn panel(&self, height: usize, cols: usize) -> usize {
+        height * cols.next_multiple_of(self.lanes)
+    }
+
+    /// Floats of a panel of weight rows.
+    pub(super) fn weights(&self, cols: usize) -> usize {
+        self.panel(self.rows, cols)
+    }
+
+    /// Floats of the panels of `n` inputs, which are also where the panels of inputs behind them begin
+    /// if `n` is a multiple of [`Tile::inputs`].
+    pub(super) fn packed(&self, n: usize, cols: usize) -> usize {
+        n.div_ceil(self.inputs) * self.panel(self.inputs, cols)
+    }
+
+    /// Lays out input `n` of panels that begin with `packed`. Vectors come from `row` in their order.
+    pub(super) fn pack_input(&self, packed: &mut [f32], n: usize, row: &[f32]) {
+        let len = self.panel(self.inputs, row.len());
+        let panel = &mut packed[n / self.inputs * len..][..len];
+        match self.lanes {
+            16 => pack::<16>(panel, self.inputs, n % self.inputs, row),
+            _ => pack::<8>(panel, self.inputs, n % self.inputs, row),
+        }
+    }
+
+    /// All columns of `out` for the inputs of `packed`: `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]`, where
+    /// `lay_out(panel, at, o)` makes weight row o row `at` of a panel, kept in `panel`.
+    pub(super) fn matmul(
+        &self,
+        out: &mut Columns<'_, f32>,
+        packed: &[f32],
+        bias: Option<&[f32]>,
+        cols: usize,
+        panel: &mut [f32],
+        lay_out: impl Fn(&mut [f32], usize, usize),
+    ) {
+        let (columns, inputs) = (out.width(), out.rows());
+        assert_eq!(packed.len(), self.packed(inputs, cols), "packed");
+        let panel = &mut panel[..self.weights(cols)];
+        for start in (0..columns).step_by(self.rows) {
+            let rows = self.rows.min(columns - start);
+            (0..rows).for_each(|at| lay_out(panel, at, start + at));
+            let panels = packed.chunks_exact(self.panel(self.inputs, cols));
+            for (x, t) in panels.zip((0..inputs).step_by(self.inputs)) {
+                let mut sums = [0.0; Tile::SUMS];
+                // SAFETY: the table exists only where its tier runs. Both panels have its height.
+                unsafe { (self.product)(&mut sums[..self.rows * self.inputs], panel, x) };
+                for (n, sums) in
+                    sums.chunks_exact(self.rows).take(self.inputs.min(inputs - t)).enumerate()
+                {
+                    let out = &mut out.row(t + n)[start..start + rows];
+                    for (o, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
+                        *out = sum + bias.map_or(0.0, |bias| bias[start + o]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Makes `row` row `at` of a panel of `height` rows.
+fn pack<const L: usize>(panel: &mut [f32], height: usize, at: usize, row: &[f32]) {
+    let (vectors, rest) = row.as_chunks::<L>();
+    let mut places = panel.as_chunks_mut::<L>().0.iter_mut().skip(at).step_by(height);
+    for (vector, place) in vectors.iter().zip(places.by_ref()) {
+        *place = *vector;
+    }
+    if let (false, Some(place)) = (rest.is_empty(), places.next()) {
+        place.fill(0.0);
+        place[..rest.len()].copy_from_slice(rest);
+    }
+}
+
+/// See [`Cpu::matmul`], which checked the arguments.
+pub(super) fn matmul(
+    cpu: &Cpu,
+    out: &mut [f32],
+    w: Dense,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    rows: usize,
+    cols: usize,
+) {
+    let (tile, inputs) = (cpu.kernels.tile, x.len() / cols);
+    scratch::call(tile.packed(inputs, cols), |packed| {
+        let panels = Shares::new(packed);
+        cpu.split(inputs.div_ceil(tile.inputs), tile.inputs * cols, 1, 64, |range| {
+            let inputs = range.start * tile.inputs..inputs.min(range.end * tile.inputs);
+            // SAFETY: these panels are this task's alone.
+            let panels = unsafe {
+                let place = |panel| tile.packed(panel * tile.inputs, cols);
+                panels.part(place(range.start)..place(range.end))
+            };
+            for (n, x) in x[inputs.start * cols..inputs.end * cols].chunks_exact(cols).enumerate() {
+                tile.pack_input(panels, n, x);
+            }
+        });
+        let (packed, out) = (&*packed, Shares::new(out));
+        cpu.split(rows, inputs * cols, tile.rows, 64, |range| {
+            let bias = bias.map(|bias| &bias[range.clone()]);
+            scratch::task(tile.weights(cols), |panel| {
+                for inputs in blocks(inputs) {
+                    let packed =
+                        &packed[tile.packed(inputs.start, cols)..tile.packed(inputs.end, cols)];
+                    // SAFETY: these columns are this task's alone.
+                    let mut out = unsafe { out.columns(rows, inputs, range.clone()) };
+                    tile.matmul(&mut out, packed, bias, cols, panel, |panel, at, row| {
+                        let row = range.start + row;
+                        // SAFETY: the table exists only where its tier runs; a row of the panel is `cols`
+                        // long.
+                        unsafe {
+                            match w {
+                                Dense::Bf16(w) => {
+                                    (tile.pack_bf16)(panel, at, &w[row * cols..][..cols])
+                                }
+                                Dense::Q8 { quants, scales } => {
+                                    let w = Q8Rows { quants, scales, cols };
+                                    (tile.pack_q8)(panel, at, w.rows(row..row + 1));
+                                }
+                            }
+                        }
+                    });
+                }
+            });
+        });
+    });
+}
+
+/// `n` inputs in pieces of [`TOKENS`].
+pub(super) fn blocks(n: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..n).step_by(TOKENS).map(move |start| start..n.min(start + TOKENS))
+}
