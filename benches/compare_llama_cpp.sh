@@ -46,7 +46,7 @@ if [ ! -e "$model/config.json" ]; then
     target/release/examples/bench --synthetic "$shape" --layers "$layers" --save "$model"
 fi
 if [ ! -e "$model-$quant.gguf" ]; then
-    "$dir/venv/bin/python" benches/gguf.py "$model" "$model-$quant.gguf.part" "$quant"
+    "$dir/venv/bin/python" benches/gguf_twin.py "$model" "$model-$quant.gguf.part" "$quant"
     mv "$model-$quant.gguf.part" "$model-$quant.gguf"
 fi
 

@@ -1,6 +1,6 @@
 """The GGUF twin of a gpt-oss checkpoint, for llama.cpp: the same values, so that both engines do the same work.
 
-usage: python gguf.py CHECKPOINT_DIR OUT.gguf [bf16|q8_0]
+usage: python gguf_twin.py CHECKPOINT_DIR OUT.gguf [bf16|q8_0]
 
 Expert weights keep their MXFP4 codes and scales, norms, biases, sinks and routers become F32, dense weights are BF16 as
 they are, or Q8_0. There is no vocabulary in it, which llama-bench does not need. Every layer must have as many experts
