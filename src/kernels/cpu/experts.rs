@@ -2,7 +2,7 @@
 //! read and decoded once for all its tokens, and splits the work by (expert, piece of rows).
 
 use super::mxfp4::Mxfp4Rows;
-use super::panels::{TOKENS, blocks};
+use super::panels::{LayOut, TOKENS, blocks};
 use super::shares::{Columns, Shares};
 use super::{Cpu, elements, scratch};
 use crate::kernels::{ExpertShape, Experts, MXFP4_BLOCK, SwigluParams};
@@ -138,11 +138,14 @@ impl Call<'_> {
                 match few.filter(|_| !group.packed) {
                     // SAFETY: the table exists only where its tier runs; `check` saw the lengths.
                     Some(few) => unsafe { (few.mxfp4)(out, w, x) },
-                    None => tile.matmul(out, x, None, cols, panel, |panel, at, row| {
-                        let (blocks, scales) = w.row(row);
-                        // SAFETY: as above; a row of the panel is `cols` long.
-                        unsafe { (tile.pack_mxfp4)(panel, at, blocks, scales) }
-                    }),
+                    None => {
+                        let pair = |panel: &mut [u32], pair, rows: [usize; 2]| {
+                            let rows = rows.map(|row| w.row(row));
+                            // SAFETY: as above; rows of the panel are `cols` long.
+                            unsafe { (tile.pack_mxfp4)(panel, pair, rows) }
+                        };
+                        tile.matmul(out, x, None, cols, panel, &LayOut::Pairs(&pair));
+                    }
                 }
             }
             (Experts::Bf16(w), _) => {

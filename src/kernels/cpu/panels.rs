@@ -3,12 +3,15 @@
 //! micro-panels: Goto and van de Geijn 2008, doi 10.1145/1356052.1356053).
 //!
 //! A panel of h rows holds the first vector of each of them, then the second of each, and so on; a
-//! vector that the end of a row cuts off is filled up with zeros. The sums are those of the kernels for
-//! few inputs, vector by vector from left to right, so the results are the same bits.
+//! vector that the end of a row cuts off is filled up with zeros. Weights that bf16 holds exactly, which
+//! MXFP4's are, stand in pairs of rows: the even row in the low half of each word, the odd one in the high
+//! half, because a panel of whole floats would be too large for the first cache and the product wait for
+//! the second. The sums are those of the kernels for few inputs, vector by vector from left to right, so
+//! the results are the same bits.
 
 use super::q8::Q8Rows;
 use super::shares::{Columns, Shares};
-use super::{Cpu, scratch};
+use super::{Cpu, scratch, words};
 use crate::kernels::Dense;
 use half::bf16;
 use std::ops::Range;
@@ -20,20 +23,30 @@ pub(super) const TOKENS: usize = 48;
 /// A tier's innermost product, of a panel of weight rows and a panel of inputs.
 #[derive(Clone, Copy)]
 pub(super) struct Tile {
-    /// Weight rows.
+    /// Weight rows, an even number.
     pub(super) rows: usize,
     /// Inputs.
     pub(super) inputs: usize,
     /// Elements of a vector.
     pub(super) lanes: usize,
-    /// `sums[n,r] = Σ_i w[r,i]·x[n,i]` for the panels `w` and `x` of equally long rows.
-    pub(super) product: unsafe fn(&mut [f32], &[f32], &[f32]),
-    /// Lays out a row of bf16 as one row of a panel of [`Tile::rows`].
-    pub(super) pack_bf16: unsafe fn(&mut [f32], usize, &[bf16]),
-    /// The same for a row in 8 bits.
+    /// `sums[n,r] = Σ_i w[r,i]·x[n,i]` for the panels `w`, in pairs of rows, and `x`, equally long.
+    pub(super) product: unsafe fn(&mut [f32], &[u32], &[f32]),
+    /// The same for a panel `w` of whole floats.
+    pub(super) product_f32: unsafe fn(&mut [f32], &[f32], &[f32]),
+    /// Makes two rows of bf16 the given pair of a panel of [`Tile::rows`].
+    pub(super) pack_bf16: unsafe fn(&mut [u32], usize, [&[bf16]; 2]),
+    /// The same for the blocks and scales of two MXFP4 rows, in the tier's order of features.
+    pub(super) pack_mxfp4: unsafe fn(&mut [u32], usize, [(&[u8], &[u8]); 2]),
+    /// Makes a row in 8 bits the given row of a panel of whole floats.
     pub(super) pack_q8: unsafe fn(&mut [f32], usize, Q8Rows<'_>),
-    /// The same for the blocks and scales of an MXFP4 row, in the tier's order of features.
-    pub(super) pack_mxfp4: unsafe fn(&mut [f32], usize, &[u8], &[u8]),
+}
+
+/// How the weight rows of a product are laid out in a panel.
+pub(super) enum LayOut<'a> {
+    /// `pair(panel, i, [o, p])` makes weight rows o and p pair i.
+    Pairs(&'a dyn Fn(&mut [u32], usize, [usize; 2])),
+    /// `row(panel, i, o)` makes weight row o row i, in whole floats.
+    Rows(&'a dyn Fn(&mut [f32], usize, usize)),
 }
 
 impl Tile {
@@ -66,8 +79,8 @@ impl Tile {
         }
     }
 
-    /// All columns of `out` for the inputs of `packed`: `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]`, where
-    /// `lay_out(panel, at, o)` makes weight row o row `at` of a panel, kept in `panel`.
+    /// All columns of `out` for the inputs of `packed`: `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]`. `panel`
+    /// is scratch for [`Tile::weights`].
     pub(super) fn matmul(
         &self,
         out: &mut Columns<'_, f32>,
@@ -75,22 +88,39 @@ impl Tile {
         bias: Option<&[f32]>,
         cols: usize,
         panel: &mut [f32],
-        lay_out: impl Fn(&mut [f32], usize, usize),
+        lay_out: &LayOut<'_>,
     ) {
         let (columns, inputs) = (out.width(), out.rows());
         assert_eq!(packed.len(), self.packed(inputs, cols), "packed");
-        let panel = &mut panel[..self.weights(cols)];
+        let whole = &mut panel[..self.weights(cols)];
+        let halves = whole.len() / 2;
         for start in (0..columns).step_by(self.rows) {
             let rows = self.rows.min(columns - start);
-            (0..rows).for_each(|at| lay_out(panel, at, start + at));
+            match lay_out {
+                LayOut::Pairs(pair) => {
+                    let panel = words::u32s_mut(&mut whole[..halves]);
+                    for i in (0..rows).step_by(2) {
+                        // The last of an odd number is its own neighbour.
+                        pair(panel, i / 2, [start + i, start + rows.min(i + 2) - 1]);
+                    }
+                }
+                LayOut::Rows(row) => (0..rows).for_each(|i| row(whole, i, start + i)),
+            }
             let panels = packed.chunks_exact(self.panel(self.inputs, cols));
             for (x, t) in panels.zip((0..inputs).step_by(self.inputs)) {
                 let mut sums = [0.0; Tile::SUMS];
+                let sums = &mut sums[..self.rows * self.inputs];
                 // SAFETY: the table exists only where its tier runs. Both panels have its height.
-                unsafe { (self.product)(&mut sums[..self.rows * self.inputs], panel, x) };
-                for (n, sums) in
-                    sums.chunks_exact(self.rows).take(self.inputs.min(inputs - t)).enumerate()
-                {
+                unsafe {
+                    match lay_out {
+                        LayOut::Pairs(_) => {
+                            (self.product)(sums, words::u32s(&whole[..halves]), x);
+                        }
+                        LayOut::Rows(_) => (self.product_f32)(sums, whole, x),
+                    }
+                }
+                let sums = sums.chunks_exact(self.rows).take(self.inputs.min(inputs - t));
+                for (n, sums) in sums.enumerate() {
                     let out = &mut out.row(t + n)[start..start + rows];
                     for (o, (out, sum)) in out.iter_mut().zip(sums).enumerate() {
                         *out = sum + bias.map_or(0.0, |bias| bias[start + o]);
@@ -147,22 +177,27 @@ pub(super) fn matmul(
                         &packed[tile.packed(inputs.start, cols)..tile.packed(inputs.end, cols)];
                     // SAFETY: these columns are this task's alone.
                     let mut out = unsafe { out.columns(rows, inputs, range.clone()) };
-                    tile.matmul(&mut out, packed, bias, cols, panel, |panel, at, row| {
-                        let row = range.start + row;
-                        // SAFETY: the table exists only where its tier runs; a row of the panel is `cols`
-                        // long.
-                        unsafe {
-                            match w {
-                                Dense::Bf16(w) => {
-                                    (tile.pack_bf16)(panel, at, &w[row * cols..][..cols])
-                                }
-                                Dense::Q8 { quants, scales } => {
-                                    let w = Q8Rows { quants, scales, cols };
-                                    (tile.pack_q8)(panel, at, w.rows(row..row + 1));
-                                }
-                            }
+                    match w {
+                        Dense::Bf16(w) => {
+                            let pair = |panel: &mut [u32], pair, rows: [usize; 2]| {
+                                let rows = rows.map(|row| &w[(range.start + row) * cols..][..cols]);
+                                // SAFETY: the table exists only where its tier runs; rows of the panel are
+                                // `cols` long.
+                                unsafe { (tile.pack_bf16)(panel, pair, rows) }
+                            };
+                            let lay_out = LayOut::Pairs(&pair);
+                            tile.matmul(&mut out, packed, bias, cols, panel, &lay_out);
                         }
-                    });
+                        Dense::Q8 { quants, scales } => {
+                            let w = Q8Rows { quants, scales, cols }.rows(range.clone());
+                            let row = |panel: &mut [f32], at, row| {
+                                // SAFETY: as above.
+                                unsafe { (tile.pack_q8)(panel, at, w.rows(row..row + 1)) }
+                            };
+                            let lay_out = LayOut::Rows(&row);
+                            tile.matmul(&mut out, packed, bias, cols, panel, &lay_out);
+                        }
+                    }
                 }
             });
         });

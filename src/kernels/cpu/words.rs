@@ -14,6 +14,16 @@ pub(super) fn f32s_mut(words: &mut [u32]) -> &mut [f32] {
     unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), words.len()) }
 }
 
+pub(super) fn u32s(floats: &[f32]) -> &[u32] {
+    // SAFETY: u32 has the size and alignment of f32, and every pattern is a value.
+    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), floats.len()) }
+}
+
+pub(super) fn u32s_mut(floats: &mut [f32]) -> &mut [u32] {
+    // SAFETY: as in `u32s`; the borrow stays unique.
+    unsafe { std::slice::from_raw_parts_mut(floats.as_mut_ptr().cast(), floats.len()) }
+}
+
 pub(super) fn bf16s(words: &[u32]) -> &[bf16] {
     // SAFETY: bf16 is a transparent u16: half the size, a weaker alignment, every pattern a value.
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), words.len() * 2) }

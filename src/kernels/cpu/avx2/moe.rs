@@ -65,28 +65,37 @@ fn decode(bytes: __m256i, high: bool, scale: f32) -> __m256 {
     _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, index), sign)
 }
 
-/// Makes a row of MXFP4 row `at` of a panel of H rows, each block's even features before its odd ones.
+/// Makes two rows of MXFP4 the given pair of a panel of P pairs, each block's even features before its odd
+/// ones. Products of a code point and a scale are bf16: the upper half of their words is all of them.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn decode_row<const H: usize>(
-    panel: &mut [f32],
-    at: usize,
-    blocks: &[u8],
-    scales: &[u8],
+pub(super) fn decode_pair<const P: usize>(
+    panel: &mut [u32],
+    pair: usize,
+    (even_blocks, even_scales): (&[u8], &[u8]),
+    (odd_blocks, odd_scales): (&[u8], &[u8]),
 ) {
-    assert!(at < H && panel.len() >= scales.len() * MXFP4_BLOCK * H, "panel");
-    let (blocks, _) = blocks.as_chunks::<16>();
-    for (i, (block, &scale)) in blocks.iter().zip(scales).enumerate() {
-        let scale = SCALES[usize::from(scale)];
+    let (panel, _) = panel.as_chunks_mut::<8>();
+    assert!(pair < P && panel.len() >= even_scales.len() * 4 * P, "panel");
+    let scales = even_scales.iter().zip(odd_scales);
+    let blocks = even_blocks.as_chunks::<16>().0.iter().zip(odd_blocks.as_chunks::<16>().0);
+    for (i, ((even, odd), (even_scale, odd_scale))) in blocks.zip(scales).enumerate() {
+        let scales = [even_scale, odd_scale].map(|scale| SCALES[usize::from(*scale)]);
         for half in 0..2 {
-            // SAFETY: each half of a block is 8 bytes, and two of the four vectors of the row, asserted
-            // to be in the panel.
-            unsafe {
-                let out = panel.as_mut_ptr().add(((4 * i + half) * H + at) * 8);
-                let bytes = _mm_loadl_epi64(block.as_ptr().add(8 * half).cast());
-                let bytes = _mm256_cvtepu8_epi32(bytes);
-                _mm256_storeu_ps(out, decode(bytes, false, scale));
-                _mm256_storeu_ps(out.add(2 * H * 8), decode(bytes, true, scale));
+            // SAFETY: each half of a block is 8 bytes.
+            let [even, odd] = [even, odd].map(|block| unsafe {
+                _mm256_cvtepu8_epi32(_mm_loadl_epi64(block.as_ptr().add(8 * half).cast()))
+            });
+            for high in [false, true] {
+                let even = _mm256_castps_si256(decode(even, high, scales[0]));
+                let odd = _mm256_castps_si256(decode(odd, high, scales[1]));
+                let words = _mm256_or_si256(_mm256_srli_epi32::<16>(even), odd);
+                // SAFETY: one of four vectors of 8 words, asserted to be in the panel.
+                unsafe {
+                    let vector = 4 * i + 2 * usize::from(high) + half;
+                    let to = panel.as_mut_ptr().add(vector * P + pair);
+                    _mm256_storeu_si256(to.cast(), words);
+                }
             }
         }
     }
@@ -94,7 +103,20 @@ pub(super) fn decode_row<const H: usize>(
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u8]) {
-    decode_row::<1>(out, 0, blocks, scales);
+    let (outs, _) = out.as_chunks_mut::<MXFP4_BLOCK>();
+    let (blocks, _) = blocks.as_chunks::<16>();
+    for ((out, block), &scale) in outs.iter_mut().zip(blocks).zip(scales) {
+        // SAFETY: each half of a block is 8 bytes, and each vector 8 of its 32 elements.
+        unsafe {
+            for half in 0..2 {
+                let bytes = _mm_loadl_epi64(block.as_ptr().add(8 * half).cast());
+                let bytes = _mm256_cvtepu8_epi32(bytes);
+                let out = out.as_mut_ptr().add(8 * half);
+                _mm256_storeu_ps(out, decode(bytes, false, SCALES[usize::from(scale)]));
+                _mm256_storeu_ps(out.add(16), decode(bytes, true, SCALES[usize::from(scale)]));
+            }
+        }
+    }
 }
 
 #[target_feature(enable = "avx2,fma,f16c")]

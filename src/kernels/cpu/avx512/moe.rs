@@ -73,33 +73,68 @@ fn decode(index: __m512i, scale: f32) -> __m512 {
     _mm512_permutexvar_ps(index, _mm512_mul_ps(codes, _mm512_set1_ps(scale)))
 }
 
-/// Makes a row of MXFP4 row `at` of a panel of H rows, each block's even features before its odd ones.
+/// The sixteen code points times the scale.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-pub(super) fn decode_row<const H: usize>(
-    panel: &mut [f32],
-    at: usize,
-    blocks: &[u8],
-    scales: &[u8],
+fn products(scale: u8) -> __m512 {
+    // SAFETY: sixteen floats.
+    let codes = unsafe { _mm512_loadu_ps(FP4.as_ptr()) };
+    _mm512_mul_ps(codes, _mm512_set1_ps(SCALES[usize::from(scale)]))
+}
+
+/// Makes two rows of MXFP4 the given pair of a panel of P pairs, each block's even features before its odd
+/// ones. Products of a code point and a scale are bf16: the upper half of their words is all of them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+pub(super) fn decode_pair<const P: usize>(
+    panel: &mut [u32],
+    pair: usize,
+    (even_blocks, even_scales): (&[u8], &[u8]),
+    (odd_blocks, odd_scales): (&[u8], &[u8]),
 ) {
-    assert!(at < H && panel.len() >= scales.len() * MXFP4_BLOCK * H, "panel");
     let four = four();
-    let (blocks, _) = blocks.as_chunks::<16>();
-    for (i, (block, &scale)) in blocks.iter().zip(scales).enumerate() {
-        // SAFETY: a block is 16 bytes, and two vectors of the row, asserted to be in the panel.
+    let (panel, _) = panel.as_chunks_mut::<16>();
+    assert!(pair < P && panel.len() >= even_scales.len() * 2 * P, "panel");
+    let scales = even_scales.iter().zip(odd_scales);
+    let blocks = even_blocks.as_chunks::<16>().0.iter().zip(odd_blocks.as_chunks::<16>().0);
+    for (i, ((even, odd), (even_scale, odd_scale))) in blocks.zip(scales).enumerate() {
+        // SAFETY: a block is 16 bytes.
+        let [even, odd] = [even, odd]
+            .map(|block| unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(block.as_ptr().cast())) });
+        let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(products(*even_scale)));
+        let high = _mm512_castps_si512(products(*odd_scale));
+        let words = |even, odd| {
+            _mm512_or_si512(
+                _mm512_permutexvar_epi32(even, low),
+                _mm512_permutexvar_epi32(odd, high),
+            )
+        };
+        let features = words(even, odd);
+        let odd_features = words(_mm512_srlv_epi32(even, four), _mm512_srlv_epi32(odd, four));
+        // SAFETY: two vectors of 16 words, asserted to be in the panel.
         unsafe {
-            let out = panel.as_mut_ptr().add((2 * i * H + at) * 16);
-            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(block.as_ptr().cast()));
-            let scale = SCALES[usize::from(scale)];
-            _mm512_storeu_ps(out, decode(bytes, scale));
-            _mm512_storeu_ps(out.add(16 * H), decode(_mm512_srlv_epi32(bytes, four), scale));
+            let to = panel.as_mut_ptr().add(2 * i * P + pair);
+            _mm512_storeu_si512(to.cast(), features);
+            _mm512_storeu_si512(to.add(P).cast(), odd_features);
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
 pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u8]) {
-    decode_row::<1>(out, 0, blocks, scales);
+    let four = four();
+    let (outs, _) = out.as_chunks_mut::<MXFP4_BLOCK>();
+    let (blocks, _) = blocks.as_chunks::<16>();
+    for ((out, block), &scale) in outs.iter_mut().zip(blocks).zip(scales) {
+        let scale = SCALES[usize::from(scale)];
+        // SAFETY: a block is 16 bytes and 32 elements.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(block.as_ptr().cast()));
+            _mm512_storeu_ps(out.as_mut_ptr(), decode(bytes, scale));
+            let high = decode(_mm512_srlv_epi32(bytes, four), scale);
+            _mm512_storeu_ps(out.as_mut_ptr().add(16), high);
+        }
+    }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
