@@ -90,7 +90,7 @@ fn random_weights_of_the_released_shapes_hardly_change() {
     let rows: Vec<_> = logits(&exact, &tokens).into_iter().zip(logits(&q8, &tokens)).collect();
     let (divergence, _) = compare(&rows);
     println!("{divergence:.2e} nats");
-    assert!(divergence > 0.0 && divergence < 1e-3, "{divergence} nats");
+    assert!(divergence > 0.0 && divergence < 3e-3, "{divergence} nats");
 }
 
 #[test]
