@@ -22,6 +22,7 @@ pub(super) const TOKENS: usize = 48;
 
 /// A tier's innermost product, of a panel of weight rows and a panel of inputs.
 #[derive(Clone, Copy)]
+#[allow(clippy::type_complexity)] // a name for each signature would not make it simpler
 pub(super) struct Tile {
     /// Weight rows, an even number.
     pub(super) rows: usize,
@@ -42,6 +43,7 @@ pub(super) struct Tile {
 }
 
 /// How the weight rows of a product are laid out in a panel.
+#[allow(clippy::type_complexity)] // as above
 pub(super) enum LayOut<'a> {
     /// `pair(panel, i, [o, p])` makes weight rows o and p pair i.
     Pairs(&'a dyn Fn(&mut [u32], usize, [usize; 2])),

@@ -41,6 +41,7 @@ pub(super) struct Kernels {
 
 /// Products with so few inputs that each weight is decoded in registers, as it is read.
 #[derive(Clone, Copy)]
+#[allow(clippy::type_complexity)] // as above
 pub(super) struct Few {
     /// Inputs up to which these are used.
     pub(super) most: usize,
