@@ -5,7 +5,7 @@
 mod world;
 
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype};
-use gpt_oss_puzzle::harmony::{Dialect, RenderRequest, Renderer};
+use gpt_oss_puzzle::harmony::{Dialect, Renderer};
 use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::tokenizer::Tokenizer;
 use gpt_oss_puzzle::weights::Checkpoint;
@@ -57,14 +57,9 @@ fn the_shipped_model_hardly_changes() {
     let (mut rng, mut rows) = (Rng::new(8), Vec::new());
     for _ in 0..40 {
         let exercise = exercise(draw_task(&mut rng), Split::HeldOut, &mut rng);
-        let request = RenderRequest {
-            messages: &exercise.messages,
-            tools: &exercise.tools,
-            effort: exercise.effort,
-            date: Some(&exercise.date),
-            ..Default::default()
-        };
-        let prompt = Renderer::Native(Dialect::template()).render(&request, &tokenizer).unwrap();
+        let prompt = Renderer::Native(Dialect::template())
+            .render(&exercise.render_request(), &tokenizer)
+            .unwrap();
         let turn = tokenizer.encode_with_special(&exercise.turn.text()).unwrap();
         let tokens = [prompt.tokens.clone(), turn].concat();
         // What the model writes, not what it reads.

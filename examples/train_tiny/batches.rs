@@ -2,7 +2,7 @@
 
 use crate::model::FlatBatch;
 use crate::world::{self, Exercise, Rng, Split, Task};
-use gpt_oss_puzzle::harmony::{Dialect, RenderRequest, Renderer};
+use gpt_oss_puzzle::harmony::{Dialect, Renderer};
 use gpt_oss_puzzle::tokenizer::Tokenizer;
 
 /// The prompt of `exercise`, as the chat API renders it, and the turn that follows.
@@ -10,14 +10,8 @@ pub fn tokens(
     exercise: &Exercise,
     tokenizer: &Tokenizer,
 ) -> gpt_oss_puzzle::Result<(Vec<u32>, Vec<u32>)> {
-    let request = RenderRequest {
-        messages: &exercise.messages,
-        tools: &exercise.tools,
-        effort: exercise.effort,
-        date: Some(&exercise.date),
-        ..Default::default()
-    };
-    let prompt = Renderer::Native(Dialect::template()).render(&request, tokenizer)?.tokens;
+    let prompt =
+        Renderer::Native(Dialect::template()).render(&exercise.render_request(), tokenizer)?.tokens;
     Ok((prompt, tokenizer.encode_with_special(&exercise.turn.text())?))
 }
 

@@ -1,7 +1,7 @@
 //! All the text that exercises are made of, to learn a vocabulary from.
 
 use super::{Exercise, Rng, Split, Task, exercise};
-use gpt_oss_puzzle::harmony::{Dialect, RenderRequest, Renderer};
+use gpt_oss_puzzle::harmony::{Dialect, Renderer};
 
 /// The texts of `exercises` random exercises of training, as they stand between the control tokens
 /// of rendered conversations: what a vocabulary is learned from.
@@ -29,15 +29,10 @@ pub fn draw_task(rng: &mut Rng) -> Task {
 
 /// All text of an exercise, the renderer's own included.
 fn texts(exercise: &Exercise) -> Vec<String> {
-    let request = RenderRequest {
-        messages: &exercise.messages,
-        tools: &exercise.tools,
-        effort: exercise.effort,
-        date: Some(&exercise.date),
-        ..RenderRequest::default()
-    };
     let renderer = Renderer::Native(Dialect::template());
-    let prompt = renderer.render_text(&request).expect("a conversation with a message renders");
+    let prompt = renderer
+        .render_text(&exercise.render_request())
+        .expect("a conversation with a message renders");
     let whole = prompt + &exercise.turn.text();
     let pieces = whole.split("<|").map(|piece| match piece.split_once("|>") {
         Some((_, text)) => text.to_owned(),

@@ -31,7 +31,7 @@ pub mod unknown;
 pub mod words;
 
 use arithmetic::Op;
-use gpt_oss_puzzle::harmony::{Effort, Message, Tool};
+use gpt_oss_puzzle::harmony::{Effort, Message, RenderRequest, Tool};
 use serde_json::{Value, json};
 
 pub use corpus::{corpus, draw_task};
@@ -92,6 +92,19 @@ pub struct Exercise {
     pub date: String,
     /// What the model should write.
     pub turn: Turn,
+}
+
+impl Exercise {
+    /// What its prompt is rendered from.
+    pub fn render_request(&self) -> RenderRequest<'_> {
+        RenderRequest {
+            messages: &self.messages,
+            tools: &self.tools,
+            effort: self.effort,
+            date: Some(&self.date),
+            ..Default::default()
+        }
+    }
 }
 
 /// What the model writes.

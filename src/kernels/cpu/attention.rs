@@ -164,6 +164,7 @@ impl Call<'_> {
         for state in states.chunks_exact_mut(len) {
             Partial::new(state, group).clear();
         }
+        let end = rows.clone().map(|t| self.visible(t).end).max().unwrap_or(0);
         for page in partition * PARTITION..(partition + 1) * PARTITION {
             // What a row sees of the page, if anything.
             let seen = |t: usize| {
@@ -177,9 +178,7 @@ impl Call<'_> {
                 continue;
             };
             let [k_words, v_words] = keys_and_values(page);
-            if let Some(next) = rows.clone().map(|t| self.visible(t).end).max()
-                && (page + 1) * PAGE_TOKENS < next
-            {
+            if (page + 1) * PAGE_TOKENS < end {
                 keys_and_values(page + 1).into_iter().for_each(prefetch::all);
             }
             let k = self.floats(k_words, k_scratch, &all, k_scale);

@@ -97,8 +97,8 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Runs `task(group, rows, scratch)` for every piece of rows of every expert; `scratch` is for
-    /// [`matmul`](Self::matmul), and then has a float for each of the rows and [`TOKENS`].
+    /// Runs `task(group, rows, panel, scratch)` for every piece of rows of every expert; `panel` is for
+    /// [`matmul`](Self::matmul), `scratch` has a float for each of the rows and of [`TOKENS`].
     fn run(&self, task: impl Fn(&Group, Range<usize>, &mut [f32], &mut [f32]) + Sync) {
         let ExpertShape { rows, cols, .. } = self.shape;
         let groups = &self.groups.experts;
@@ -131,11 +131,11 @@ impl Call<'_> {
             true => &x[tile.packed(inputs.start, cols)..tile.packed(inputs.end, cols)],
             false => &x[inputs.start * cols..inputs.end * cols],
         };
-        match (self.w, kernels.few) {
-            (Experts::Mxfp4 { blocks, scales }, few) => {
+        match self.w {
+            Experts::Mxfp4 { blocks, scales } => {
                 let w = Mxfp4Rows { blocks, scales, cols };
                 let w = w.rows(group.expert * all + rows.start..group.expert * all + rows.end);
-                match few.filter(|_| !group.packed) {
+                match kernels.few.filter(|_| !group.packed) {
                     // SAFETY: the table exists only where its tier runs; `check` saw the lengths.
                     Some(few) => unsafe { (few.mxfp4)(out, w, x) },
                     None => {
@@ -148,7 +148,7 @@ impl Call<'_> {
                     }
                 }
             }
-            (Experts::Bf16(w), _) => {
+            Experts::Bf16(w) => {
                 let w = &w[group.expert * all * cols..][..all * cols];
                 // SAFETY: as above.
                 unsafe { (kernels.bf16_matmul)(out, w, rows, all, x, cols) }

@@ -10,6 +10,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod dense;
 mod experts;
 mod fp8;
 mod isa;
@@ -34,7 +35,6 @@ use super::{
     SwigluParams,
 };
 use half::bf16;
-use q8::Q8Rows;
 use shares::Shares;
 use std::ops::Range;
 use table::Kernels;
@@ -206,27 +206,7 @@ impl Cpu {
         }
         assert_eq!(out.len(), elements([t, rows]), "out");
         assert!(bias.is_none_or(|b| b.len() == rows), "bias");
-        let Some(few) = self.kernels.few.filter(|few| t <= few.most) else {
-            return panels::matmul(self, out, w, x, bias, rows, cols);
-        };
-        let out = Shares::new(out);
-        self.split(rows, t * cols, 8, 64, |range| {
-            let bias = bias.map(|b| &b[range.clone()]);
-            // SAFETY: these columns are this task's alone. The table exists only where its tier runs.
-            unsafe {
-                let mut out = out.columns(rows, 0..t, range.clone());
-                match w {
-                    Dense::Bf16(w) => {
-                        let w = &w[range.start * cols..range.end * cols];
-                        (few.bf16)(&mut out, w, x, bias, cols);
-                    }
-                    Dense::Q8 { quants, scales } => {
-                        let w = Q8Rows { quants, scales, cols }.rows(range);
-                        (few.q8)(&mut out, w, x, bias);
-                    }
-                }
-            }
-        });
+        dense::matmul(self, out, w, x, bias, rows, cols);
     }
 
     /// Rotates in place the pairs `(i, i + D/2)` of every head of `x: [T, heads, head_dim]` by row t of

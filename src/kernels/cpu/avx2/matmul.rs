@@ -25,11 +25,14 @@ pub(super) trait WeightRows: Copy {
     unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256;
 
     /// The first `lanes` of a vector that the end of the row cuts off, zero elsewhere.
+    /// Not called for rows of whole blocks.
     ///
     /// # Safety
     ///
     /// As [`load`](Self::load), for these lanes.
-    unsafe fn load_part(self, row: usize, i: usize, lanes: usize) -> __m256;
+    unsafe fn load_part(self, _row: usize, _i: usize, _lanes: usize) -> __m256 {
+        unreachable!("rows are whole blocks, so no vector is cut off")
+    }
 
     /// How many rows ahead [`prefetch`](Self::prefetch) is called.
     const AHEAD: usize;
@@ -94,12 +97,6 @@ impl WeightRows for Q8 {
             let scale = *self.scales.add(row * (self.cols / 32) + block);
             load_q8(self.quants.add(row * self.cols + block * 32 + I * 8), scale)
         }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
-        unreachable!("rows are whole blocks, so no vector is cut off")
     }
 
     const AHEAD: usize = 2 * TILE;

@@ -33,12 +33,6 @@ impl WeightRows for Packed {
         decode(bytes, I >= 2, SCALES[usize::from(scale)])
     }
 
-    #[inline]
-    #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load_part(self, _: usize, _: usize, _: usize) -> __m256 {
-        unreachable!("rows are whole blocks, so no vector is cut off")
-    }
-
     const AHEAD: usize = 2 * TILE;
 
     #[inline(always)]

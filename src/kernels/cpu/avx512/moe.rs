@@ -37,12 +37,6 @@ impl WeightRows for Packed {
         )
     }
 
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn load_part(self, _: usize, _: usize, _: __mmask16) -> __m512 {
-        unreachable!("rows are whole blocks, so no vector is cut off")
-    }
-
     const AHEAD: usize = 2 * TILE;
 
     #[inline(always)]
