@@ -93,7 +93,10 @@ pub(super) fn decode_pair<const P: usize>(
     assert!(pair < P && panel.len() >= even_scales.len() * 4 * P, "panel");
     let scales = even_scales.iter().zip(odd_scales);
     let blocks = even_blocks.as_chunks::<16>().0.iter().zip(odd_blocks.as_chunks::<16>().0);
+    // The same pair of the next panel, which is needed after a whole product.
+    let next = [even_blocks, odd_blocks].map(|row| row.as_ptr().wrapping_add(2 * P * row.len()));
     for (i, ((even, odd), (even_scale, odd_scale))) in blocks.zip(scales).enumerate() {
+        next.iter().for_each(|&row| prefetch::part::<16>(row, i));
         // SAFETY: a block is 16 bytes.
         let (even, odd) = unsafe {
             (decode(even.as_ptr(), *even_scale, four), decode(odd.as_ptr(), *odd_scale, four))

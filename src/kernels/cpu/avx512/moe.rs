@@ -91,7 +91,10 @@ pub(super) fn decode_pair<const P: usize>(
     assert!(pair < P && panel.len() >= even_scales.len() * 2 * P, "panel");
     let scales = even_scales.iter().zip(odd_scales);
     let blocks = even_blocks.as_chunks::<16>().0.iter().zip(odd_blocks.as_chunks::<16>().0);
+    // The same pair of the next panel, which is needed after a whole product.
+    let next = [even_blocks, odd_blocks].map(|row| row.as_ptr().wrapping_add(2 * P * row.len()));
     for (i, ((even, odd), (even_scale, odd_scale))) in blocks.zip(scales).enumerate() {
+        next.iter().for_each(|&row| prefetch::part::<16>(row, i));
         // SAFETY: a block is 16 bytes.
         let [even, odd] = [even, odd]
             .map(|block| unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(block.as_ptr().cast())) });
