@@ -20,19 +20,24 @@ mod decoder_layer;
 mod linear;
 mod moe;
 mod norm;
+mod residual;
 mod rope;
+mod weight;
 
 pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
 
 use crate::cache::{KvCache, Sequence};
 use crate::kernels::cpu::Cpu;
-use crate::weights::{Checkpoint, StoredTensor};
+use crate::ops::{Engine, Rows};
+use crate::weights::Checkpoint;
 use crate::{Error, ErrorKind, ModelConfig, Result, ops};
 use decoder_layer::DecoderLayer;
 use linear::Linear;
 use norm::RmsNorm;
+use residual::Residual;
 use rope::YarnRope;
+use weight::Bf16Weight;
 
 /// A gpt-oss or gpt-oss-puzzle transformer, ready to run.
 ///
@@ -40,8 +45,8 @@ use rope::YarnRope;
 /// [`Sequence`]s.
 pub struct GptOss {
     config: ModelConfig,
-    cpu: Cpu,
-    embed_tokens: StoredTensor, // [V, H]
+    engine: Engine,
+    embed_tokens: Bf16Weight, // [V, H]
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear, // [V, H]
@@ -78,11 +83,9 @@ impl std::str::FromStr for DenseDtype {
 
 /// What every layer of one forward pass shares.
 struct Step<'a> {
-    cpu: &'a Cpu,
-    positions: &'a [u32],    // T
-    sequence_ids: &'a [u32], // T, index into `sequences`
-    sequences: &'a [&'a Sequence],
+    engine: &'a Engine,
     cache: &'a KvCache,
+    rows: Rows<'a>,
     cos: Tensor, // [T, D/2]
     sin: Tensor, // [T, D/2]
 }
@@ -105,8 +108,10 @@ impl GptOss {
         let config = checkpoint.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         Ok(GptOss {
-            cpu,
-            embed_tokens: checkpoint.bf16("model.embed_tokens.weight", &[vocab, hidden])?,
+            engine: Engine::Cpu(cpu),
+            embed_tokens: Bf16Weight::Stored(
+                checkpoint.bf16("model.embed_tokens.weight", &[vocab, hidden])?,
+            ),
             layers: (0..config.num_hidden_layers())
                 .map(|layer| DecoderLayer::new(checkpoint, layer))
                 .collect::<Result<_>>()?,
@@ -121,8 +126,9 @@ impl GptOss {
     #[must_use]
     pub fn with_dense_dtype(mut self, dtype: DenseDtype) -> GptOss {
         if dtype == DenseDtype::Q8 {
-            self.layers.iter_mut().for_each(|layer| layer.quantize(&self.cpu));
-            self.lm_head.quantize(&self.cpu);
+            let Engine::Cpu(cpu) = &self.engine;
+            self.layers.iter_mut().for_each(|layer| layer.quantize(cpu));
+            self.lm_head.quantize(cpu);
         }
         self
     }
@@ -134,7 +140,8 @@ impl GptOss {
 
     /// The CPU kernels the model runs on: `scalar`, `avx2` or `avx512`, and the number of threads.
     pub fn kernels(&self) -> String {
-        format!("{:?} x {}", self.cpu.isa(), self.cpu.threads()).to_lowercase()
+        let Engine::Cpu(cpu) = &self.engine;
+        format!("{:?} x {}", cpu.isa(), cpu.threads()).to_lowercase()
     }
 
     /// One step over a flat ragged batch.
@@ -165,29 +172,22 @@ impl GptOss {
     }
 
     fn run(&self, batch: &Batch, sequences: &[&Sequence]) -> Result<Tensor> {
-        let device = Device::Cpu;
+        let (engine, device) = (&self.engine, Device::Cpu);
         let (cos, sin) = self.rope.cos_sin(batch.positions(), &device)?;
-        let step = Step {
-            cpu: &self.cpu,
-            positions: batch.positions(),
-            sequence_ids: batch.sequence_ids(),
-            sequences,
-            cache: sequences[0].cache(),
-            cos,
-            sin,
-        };
+        let rows = rows(batch, sequences, self.layers.len())?;
+        let step = Step { engine, cache: sequences[0].cache(), rows, cos, sin };
         let tokens = Tensor::new(batch.tokens(), &device)?;
-        let hidden = self.config.hidden_size;
-        let mut x = ops::embedding(&self.cpu, &tokens, self.embed_tokens.bf16(), hidden)?; // [T, H]
+        let (table, hidden) = (self.embed_tokens.slice(), self.config.hidden_size);
+        let mut x = Residual::new(ops::embedding(engine, &tokens, table, hidden)?); // [T, H]
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, index, &step)?;
+            layer.forward(&mut x, index, &step)?;
         }
         if batch.logit_rows().is_empty() {
             return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &device)?);
         }
         let rows = Tensor::new(batch.logit_rows(), &device)?;
-        let x = self.norm.forward(&x.index_select(&rows, 0)?, &self.cpu)?; // [rows, H]
-        self.lm_head.forward(&x, &self.cpu) // [rows, V]
+        let x = self.norm.forward(&mut x.rows(&rows)?, engine)?; // [rows, H]
+        self.lm_head.forward(&x, engine) // [rows, V]
     }
 
     fn check(&self, batch: &Batch, sequences: &[&mut Sequence]) -> Result<()> {
@@ -239,6 +239,18 @@ impl GptOss {
         }
         Ok(())
     }
+}
+
+/// Where every row of `batch` stands, in every layer.
+fn rows<'a>(batch: &'a Batch, sequences: &'a [&Sequence], layers: usize) -> Result<Rows<'a>> {
+    let mut slots = Vec::with_capacity(layers * batch.len());
+    let mut page_tables = Vec::with_capacity(layers * sequences.len());
+    for layer in 0..layers {
+        let rows = batch.positions().iter().zip(batch.sequence_ids());
+        slots.extend(rows.map(|(&p, &id)| sequences[id as usize].slot(layer, p as usize)));
+        page_tables.extend(sequences.iter().map(|s| s.page_table(layer)));
+    }
+    Ok(Rows::new(batch.positions(), batch.sequence_ids(), slots, page_tables, layers)?)
 }
 
 /// Takes every page the step needs from the pool, or none.

@@ -1,8 +1,7 @@
 //! `moe_gate_up` and `moe_down`: the two halves of the routed experts.
 
-use super::{f32_slice, u32_slice};
-use crate::kernels::cpu::Cpu;
-use crate::kernels::{ExpertShape, Experts, SwigluParams};
+use super::{Engine, ExpertMatrices, Slice, f32_slice, u32_slice};
+use crate::kernels::{ExpertShape, SwigluParams};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use half::bf16;
 
@@ -10,15 +9,15 @@ use half::bf16;
 #[derive(Clone, Copy)]
 pub(crate) struct ExpertProjection<'a> {
     /// The matrices, `[rows, cols]` each.
-    pub(crate) weight: Experts<'a>,
+    pub(crate) weight: ExpertMatrices<'a>,
     /// `[E, rows]`.
-    pub(crate) bias: &'a [bf16],
+    pub(crate) bias: Slice<'a, bf16>,
     /// E, rows and cols.
     pub(crate) shape: ExpertShape,
 }
 
 struct MoeGateUp<'a> {
-    cpu: &'a Cpu,
+    engine: &'a Engine,
     experts: ExpertProjection<'a>,
     swiglu: SwigluParams,
 }
@@ -41,7 +40,8 @@ impl CustomOp2 for MoeGateUp<'_> {
         let mut out = vec![0.0; tokens * k * intermediate];
         let ExpertProjection { weight, bias, shape } = self.experts;
         let x = f32_slice(x, x_layout)?;
-        self.cpu.moe_gate_up(&mut out, weight, bias, shape, x, indices, k, self.swiglu);
+        let (cpu, weight, bias) = (self.engine.cpu()?, weight.host()?, bias.host()?);
+        cpu.moe_gate_up(&mut out, weight, bias, shape, x, indices, k, self.swiglu);
         Ok((CpuStorage::F32(out), (tokens * k, intermediate).into()))
     }
 }
@@ -49,17 +49,17 @@ impl CustomOp2 for MoeGateUp<'_> {
 /// The activated hidden state of each token's experts: `x: [T, H]`, `routing` as made by
 /// [`topk_softmax`](super::topk_softmax), `experts` of shape `[E, 2I, H]`, result `[T · k, I]`.
 pub(crate) fn moe_gate_up(
-    cpu: &Cpu,
+    engine: &Engine,
     x: &Tensor,
     routing: &Tensor,
     experts: ExpertProjection<'_>,
     swiglu: SwigluParams,
 ) -> Result<Tensor> {
-    x.apply_op2_no_bwd(routing, &MoeGateUp { cpu, experts, swiglu })
+    x.apply_op2_no_bwd(routing, &MoeGateUp { engine, experts, swiglu })
 }
 
 struct MoeDown<'a> {
-    cpu: &'a Cpu,
+    engine: &'a Engine,
     experts: ExpertProjection<'a>,
 }
 
@@ -81,17 +81,18 @@ impl CustomOp2 for MoeDown<'_> {
         let ExpertProjection { weight, bias, shape } = self.experts;
         let mut out = vec![0.0; tokens * shape.rows];
         let a = f32_slice(a, a_layout)?;
-        self.cpu.moe_down(&mut out, weight, bias, shape, a, indices, &weights, k);
+        let (cpu, weight, bias) = (self.engine.cpu()?, weight.host()?, bias.host()?);
+        cpu.moe_down(&mut out, weight, bias, shape, a, indices, &weights, k);
         Ok((CpuStorage::F32(out), (tokens, shape.rows).into()))
     }
 }
 
 /// The routed experts' weighted sum: `a: [T · k, I]`, `experts` of shape `[E, H, I]`, result `[T, H]`.
 pub(crate) fn moe_down(
-    cpu: &Cpu,
+    engine: &Engine,
     a: &Tensor,
     routing: &Tensor,
     experts: ExpertProjection<'_>,
 ) -> Result<Tensor> {
-    a.apply_op2_no_bwd(routing, &MoeDown { cpu, experts })
+    a.apply_op2_no_bwd(routing, &MoeDown { engine, experts })
 }

@@ -1,11 +1,10 @@
 //! `topk_softmax`: which experts each token is routed to, and with which weights.
 
-use super::f32_slice;
-use crate::kernels::cpu::Cpu;
+use super::{Engine, f32_slice};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 struct TopkSoftmax<'a> {
-    cpu: &'a Cpu,
+    engine: &'a Engine,
     k: usize,
 }
 
@@ -20,7 +19,7 @@ impl CustomOp1 for TopkSoftmax<'_> {
         let mut routing = vec![0; 2 * tokens * self.k];
         let (indices, bits) = routing.split_at_mut(tokens * self.k);
         let mut weights = vec![0.0; tokens * self.k];
-        self.cpu.topk_softmax(indices, &mut weights, logits, experts, self.k);
+        self.engine.cpu()?.topk_softmax(indices, &mut weights, logits, experts, self.k);
         for (bits, weight) in bits.iter_mut().zip(weights) {
             *bits = weight.to_bits();
         }
@@ -30,6 +29,6 @@ impl CustomOp1 for TopkSoftmax<'_> {
 
 /// The `k` largest of `logits: [T, E]` per row and their softmax, as one u32 tensor `[2, T, k]`:
 /// expert indices, then the bits of the f32 weights. One tensor, because a custom op has one result.
-pub(crate) fn topk_softmax(cpu: &Cpu, logits: &Tensor, k: usize) -> Result<Tensor> {
-    logits.apply_op1_no_bwd(&TopkSoftmax { cpu, k })
+pub(crate) fn topk_softmax(engine: &Engine, logits: &Tensor, k: usize) -> Result<Tensor> {
+    logits.apply_op1_no_bwd(&TopkSoftmax { engine, k })
 }
