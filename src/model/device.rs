@@ -98,15 +98,12 @@ pub(crate) fn workspace(config: &ModelConfig, tokens: usize) -> u64 {
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::Device;
-    use crate::kernels::cuda::keep_freed_memory;
+    use crate::kernels::cuda::prepare;
     use candle_core::{CudaDevice, Result};
 
     pub(super) fn open(number: usize) -> Result<Device> {
         let device = CudaDevice::new_with_stream(number)?;
-        // SAFETY: events would order the streams of a device against each other. All tensors of this one
-        // are made, used and freed on its one stream; weights come through others, which are waited for.
-        unsafe { device.disable_event_tracking() };
-        keep_freed_memory(&device.cuda_stream())?;
+        prepare(&device.cuda_stream())?;
         Ok(Device::Cuda(device))
     }
 }

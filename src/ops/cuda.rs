@@ -55,7 +55,7 @@ pub(super) fn on_device(storage: &Storage) -> Result<&CudaStorage> {
 pub(super) fn output<T: CudaDType + DeviceRepr>(
     device: &CudaDevice,
     n: usize,
-    fill: impl FnOnce(&mut CudaViewMut<'_, T>) -> Result<(), CudaError>,
+    fill: impl FnOnce(&mut CudaViewMut<'_, T>) -> std::result::Result<(), CudaError>,
 ) -> Result<CudaStorage> {
     // SAFETY: the kernel that fills them comes before any that reads them, on the device's one stream.
     let mut out = unsafe { device.alloc::<T>(n)? };

@@ -149,13 +149,13 @@ impl<'a> ExpertMatrices<'a> {
     }
 
     #[cfg(feature = "cuda")]
-    pub(super) fn cuda(self) -> Result<cuda::Experts<'a>> {
+    pub(super) fn cuda(self) -> Result<cuda::CudaExperts<'a>> {
         match self {
             ExpertMatrices::Host(_) => bail!("weights in host memory, a tensor on a CUDA device"),
             ExpertMatrices::CudaMxfp4(blocks, scales) => {
-                Ok(cuda::Experts::Mxfp4 { blocks: blocks.as_view(), scales: scales.as_view() })
+                Ok(cuda::CudaExperts::Mxfp4 { blocks: blocks.as_view(), scales: scales.as_view() })
             }
-            ExpertMatrices::CudaBf16(weight) => Ok(cuda::Experts::Bf16(weight.as_view())),
+            ExpertMatrices::CudaBf16(weight) => Ok(cuda::CudaExperts::Bf16(weight.as_view())),
         }
     }
 }

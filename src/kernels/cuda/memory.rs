@@ -18,14 +18,19 @@ const BUFFERS: usize = 2;
 /// Bytes of a pinned buffer.
 const PIECE: usize = 16 << 20;
 
-/// Keeps memory that is given back for the next allocation, on the device of `stream`. Otherwise the
-/// driver returns it to the system whenever the host waits for the device, and every step pays for its
-/// memory anew.
+/// Prepares the device of `stream` for steps that allocate and free on this stream alone.
+///
+/// Memory that is given back is kept for the next allocation: otherwise the driver returns it to the
+/// system whenever the host waits for the device, and every step pays for it anew. And nothing is
+/// recorded to order streams against each other: that would cost more than the launches themselves.
 ///
 /// # Errors
 ///
 /// When the driver refuses.
-pub fn keep_freed_memory(stream: &CudaStream) -> Result<(), CudaError> {
+pub fn prepare(stream: &CudaStream) -> Result<(), CudaError> {
+    // SAFETY: all memory of this context is allocated, used and freed on one stream; weights come through
+    // others, which wait for the allocation and are waited for before the memory is used.
+    unsafe { stream.context().disable_event_tracking() };
     let failed = |e| CudaError::new("the memory pool", e);
     let Some(pool) = pool(stream.context()).map_err(failed)? else { return Ok(()) };
     let mut all = u64::MAX;
