@@ -4,7 +4,9 @@
 #     eval "$(tests/cuda/emulator/build.sh)"
 #     cargo test --features cuda --test cuda
 #
-# Everything goes to target/cuda-emulator (or $1). Only what changed is compiled: a new .cu in
+# `build.sh --test` runs the emulator's own test instead.
+#
+# Everything goes to target/cuda-emulator. Only what changed is compiled: a new .cu in
 # src/kernels/cuda is found by itself, and so is every `__global__ void name(` in it.
 #
 # EMULATOR_ORDER=ascending|descending is the order of threads and blocks, EMULATOR_MEMORY_MIB the size
@@ -12,7 +14,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
-home=${1:-$root/target/cuda-emulator}
+home=$root/target/cuda-emulator
 mkdir -p "$home/bin" "$home/lib" "$home/objects"
 home=$(cd "$home" && pwd)
 ln -sf "$here/nvcc" "$home/bin/nvcc"
@@ -28,7 +30,7 @@ object() {
     local name=$1 source=$2 key object
     shift 2
     key=$({ "$compiler" --version; echo "$source ${flags[*]} $*"; cat "$source" "$here"/*.h; \
-        [ $# -eq 0 ] || cat "$root"/src/kernels/cuda/*.cuh "$root/src/kernels/cuda/$name.cu"; } \
+        [ $# -eq 0 ] || cat "$root"/src/kernels/cuda/*.cuh "$cu" "$list"; } \
         | sha256sum | cut -c1-16)
     object=$home/objects/$name-$key.o
     objects+=("$object")
@@ -39,17 +41,27 @@ object() {
     mv "$object.part" "$object"
 }
 
-objects=()
-for part in fibers memory driver blas; do object "$part" "$here/$part.cpp"; done
-for source in "$root"/src/kernels/cuda/*.cu; do
-    name=$(basename "$source" .cu)
+# kernels SOURCE: compiles a .cu and what registers its kernels.
+kernels() {
+    local cu=$1 name list
+    name=$(basename "$cu" .cu)
     list=$home/objects/$name.list
     "$compiler" "${flags[@]}" -DEMULATOR_LIST -DEMULATOR_SHARED='""' -include "$here/cuda_on_cpu.h" \
-        -x c++ -E -P "$source" | tr '\n' ' ' | grep -oE '__global__ void +[A-Za-z0-9_]+' \
+        -x c++ -E -P "$cu" | tr '\n' ' ' | grep -oE '__global__ void +[A-Za-z0-9_]+' \
         | sed 's/.* \(.*\)/KERNEL(\1)/' > "$list"
     object "$name" "$here/kernels.cpp" -DSOURCE="\"$name.cu\"" -DLIST="\"$list\"" \
         -DSECTION="shared_$name" -DEMULATOR_SHARED="\"shared_$name\""
-done
+}
+
+objects=()
+for part in fibers memory driver blas; do object "$part" "$here/$part.cpp"; done
+if [ "${1:-}" = --test ]; then
+    kernels "$here/faults.cu"
+    object selftest "$here/selftest.cpp"
+    "$compiler" "${more[@]}" -o "$home/selftest" "${objects[@]}"
+    exec "$home/selftest"
+fi
+for source in "$root"/src/kernels/cuda/*.cu; do kernels "$source"; done
 stamp=$(echo "${objects[*]}" | sha256sum | cut -c1-16)
 if [ "$(cat "$home/lib/stamp" 2> /dev/null)" != "$stamp" ]; then
     "$compiler" -shared "${more[@]}" -Wl,-soname,libcuda.so.1 -Wl,-z,defs -o "$home/lib/libcuda.so.1" \

@@ -33,6 +33,7 @@ struct __half {
     __half() = default;
     __half(__half_raw r) : x(r.x) {}
 };
+inline uint16_t __half_as_ushort(__half h) { return h.x; }
 struct __half2_raw { uint16_t x, y; };
 struct alignas(4) __half2 {
     __half x, y;
