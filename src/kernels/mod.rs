@@ -42,6 +42,9 @@
 
 #[allow(unsafe_code)]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+pub mod cuda;
 pub mod reference;
 
 use half::bf16;
