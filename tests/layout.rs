@@ -34,7 +34,7 @@ const ROOT: &[(&str, &str)] = &[
     ("RopeConfig", "config"),
 ];
 
-const MAY_BE_UNSAFE: &[&str] = &["src/kernels/cpu", "src/weights/safetensors.rs"];
+const MAY_BE_UNSAFE: &[&str] = &["src/ops/cuda.rs", "src/kernels/cpu", "src/weights/safetensors.rs"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).expect("readable source folder") {

@@ -13,10 +13,12 @@
 //! of `tests/cuda/emulator` finds every kernel in them.
 
 mod embedding;
+mod memory;
 mod rms_norm;
 
 // The one place that reaches for cudarc: by way of candle, so that there is one version of it.
 pub use candle_core::cuda_backend::cudarc;
+pub use memory::{Upload, free_memory, prepare};
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{

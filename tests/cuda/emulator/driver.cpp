@@ -105,6 +105,10 @@ API int cuMemFree_v2(void *pointer) {
     return !pointer || release(pointer) ? SUCCESS : INVALID_VALUE;
 }
 API int cuMemFreeAsync(void *pointer, void *) { return cuMemFree_v2(pointer); }
+// Memory pools: nothing is kept, so there is nothing to set or to give back.
+API int cuDeviceGetMemPool(void **pool, int) { *pool = &context; return SUCCESS; }
+API int cuMemPoolSetAttribute(void *, int, void *) { return SUCCESS; }
+API int cuMemPoolTrimTo(void *, size_t) { return SUCCESS; }
 API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) { *pointer = malloc(bytes); return *pointer ? SUCCESS : OUT_OF_MEMORY; }
 API int cuMemAllocHost_v2(void **pointer, size_t bytes) { return cuMemHostAlloc(pointer, bytes, 0); }
 API int cuMemFreeHost(void *pointer) { free(pointer); return SUCCESS; }
