@@ -22,5 +22,7 @@ mod device;
 
 mod cuda {
     mod embedding;
+    mod matmul;
     mod rms_norm;
+    mod topk;
 }
