@@ -23,6 +23,7 @@ mod device;
 mod cuda {
     mod embedding;
     mod matmul;
+    mod moe;
     mod rms_norm;
     mod topk;
 }

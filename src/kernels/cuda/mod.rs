@@ -14,9 +14,12 @@
 
 mod embedding;
 mod matmul;
+mod moe;
+mod moe_grouped;
 mod rms_norm;
 mod topk;
 
+pub use moe::CudaExperts;
 
 // The one place that reaches for cudarc: by way of candle, so that there is one version of it.
 pub use candle_core::cuda_backend::cudarc;
