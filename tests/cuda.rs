@@ -23,5 +23,8 @@ mod device;
 
 mod cuda {
     mod embedding;
+    mod matmul;
+    mod moe;
     mod rms_norm;
+    mod topk;
 }
