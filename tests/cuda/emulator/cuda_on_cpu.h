@@ -59,7 +59,8 @@ template <class T> struct Gathered {
 };
 template <class T> Gathered<T> gather(const T &mine) {
     Gathered<T> all;
-    static uintptr_t offered[WARP];
+    static uintptr_t of_warp[1024 / WARP][WARP];
+    uintptr_t *offered = of_warp[current->index / WARP];
     __syncwarp();  // nobody reads the last offer any more
     offered[lane()] = uintptr_t(&mine);
     __syncwarp();

@@ -54,7 +54,7 @@ inline __half __float2half_rn(float f) {
     const float a = fabsf(f);
     int exponent = 0;
     frexpf(a, &exponent);
-    exponent = exponent < -13 ? -13 : exponent;  // a < 2^exponent; subnormal below 2^-14
+    exponent = a == 0 || exponent < -13 ? -13 : exponent;  // a < 2^exponent; subnormal below 2^-14
     const float units = nearbyintf(ldexpf(a, 11 - exponent));
     if (a >= 65520.0f) return __half_raw{uint16_t(sign | 0x7c00)};
     // units is in [1024, 2048] for normal numbers; 2048 carries into the exponent by itself.
@@ -91,7 +91,7 @@ inline __nv_fp8_storage_t __nv_cvt_float_to_fp8(float f, __nv_saturation_t satur
     const float a = fminf(fabsf(f), 448.0f);
     int exponent = 0;
     frexpf(a, &exponent);
-    exponent = exponent < -5 ? -5 : exponent;  // a < 2^exponent; subnormal below 2^-6
+    exponent = a == 0 || exponent < -5 ? -5 : exponent;  // a < 2^exponent; subnormal below 2^-6
     const int units = int(nearbyintf(ldexpf(a, 4 - exponent)));
     return uint8_t(sign | ((exponent + 5) * 8 + units));
 }
