@@ -21,6 +21,9 @@ mod common;
 mod device;
 
 mod cuda {
+    mod attention;
+    mod cache;
     mod embedding;
     mod rms_norm;
+    mod sample;
 }

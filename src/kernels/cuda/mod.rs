@@ -12,8 +12,14 @@
 //! line in `tests/cuda.rs`. Nothing else: `build.rs` compiles every .cu of this folder, and the emulator
 //! of `tests/cuda/emulator` finds every kernel in them.
 
+mod attention;
+mod cache;
 mod embedding;
 mod rms_norm;
+mod sample;
+
+pub use attention::{AttentionBlocks, RowsOnDevice};
+pub use sample::{NOT_FINITE, NOTHING_LEFT};
 
 // The one place that reaches for cudarc: by way of candle, so that there is one version of it.
 pub use candle_core::cuda_backend::cudarc;
