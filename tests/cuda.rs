@@ -15,6 +15,7 @@
 //! compared with itself when it is dropped; `gpu.guarded` hands out NaNs between canaries.
 
 #[path = "common/kernels.rs"]
+#[allow(dead_code)]
 mod common;
 
 #[path = "cuda/device.rs"]

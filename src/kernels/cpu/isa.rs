@@ -19,7 +19,7 @@ impl Isa {
 
     /// True when this CPU and operating system run the tier.
     pub fn is_supported(self) -> bool {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(portable)))]
         return match self {
             Isa::Scalar => true,
             Isa::Avx2 => {
@@ -35,7 +35,7 @@ impl Isa {
                     && is_x86_feature_detected!("avx512dq")
             }
         };
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(any(not(target_arch = "x86_64"), portable))]
         return self == Isa::Scalar;
     }
 

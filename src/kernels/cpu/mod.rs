@@ -6,9 +6,9 @@
 //! tier, not of the split.
 
 mod attention;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(portable)))]
 mod avx2;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(portable)))]
 mod avx512;
 mod dense;
 mod experts;

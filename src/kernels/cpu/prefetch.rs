@@ -7,18 +7,19 @@ const LINE: usize = 64;
 /// Asks for the line at `at`, which may be any address.
 #[inline(always)]
 fn line(at: *const i8) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(portable)))]
     // SAFETY: a prefetch of any address is allowed; SSE is part of x86-64.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at);
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(any(not(target_arch = "x86_64"), portable))]
     let _ = at;
 }
 
 /// Asks for the bytes `BYTES · i ..BYTES · (i + 1)` of what begins at `start`, with BYTES a part or a
 /// multiple of a line: called for every i, it asks for each line once.
 #[inline(always)]
+#[allow(dead_code)] // The scalar tier, elsewhere than on x86 the only one, does not ask.
 pub(super) fn part<const BYTES: usize>(start: *const impl Sized, i: usize) {
     if BYTES >= LINE || i.is_multiple_of(LINE / BYTES) {
         for n in 0..BYTES.div_ceil(LINE) {

@@ -95,6 +95,7 @@ impl Columns<'_, f32> {
     /// value for each column of this view.
     #[inline(always)]
     #[allow(clippy::needless_range_loop)] // indices say which of the tile
+    #[allow(dead_code)] // The scalar tier, elsewhere than on x86 the only one, has no tiles.
     pub(super) fn put<const R: usize, const N: usize>(
         &mut self,
         row: usize,

@@ -6,7 +6,7 @@ use super::panels::Tile;
 use super::q8::Q8Rows;
 use super::shares::Columns;
 use super::{Isa, scalar};
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(portable)))]
 use super::{avx2, avx512};
 use crate::kernels::SwigluParams;
 use half::bf16;
@@ -71,7 +71,7 @@ const SCALAR: Kernels = Kernels {
     attention_page: scalar::attention_page,
 };
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(portable)))]
 const AVX2: Kernels = Kernels {
     isa: Isa::Avx2,
     widen: avx2::widen,
@@ -90,7 +90,7 @@ const AVX2: Kernels = Kernels {
     ..SCALAR
 };
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(portable)))]
 const AVX512: Kernels = Kernels {
     isa: Isa::Avx512,
     widen: avx512::widen,
@@ -117,17 +117,17 @@ impl Kernels {
         }
         match isa {
             Isa::Scalar => Some(SCALAR),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(portable)))]
             Isa::Avx2 => Some(AVX2),
-            #[cfg(target_arch = "x86_64")]
+            #[cfg(all(target_arch = "x86_64", not(portable)))]
             Isa::Avx512 => Some(AVX512),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(any(not(target_arch = "x86_64"), portable))]
             _ => None,
         }
     }
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, target_arch = "x86_64", not(portable)))]
 mod tests {
     use super::*;
     use std::ptr::fn_addr_eq;

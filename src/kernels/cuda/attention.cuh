@@ -11,66 +11,21 @@
 #pragma once
 #include "pages.cuh"
 
-// Two numbers of 16 bits in a word, the first in the low half.
+// Numbers of 16 bits, two in a word.
 struct Half2 {
-    static __device__ __forceinline__ uint32_t pack(float low, float high) {
-        const __half2 both(__float2half_rn(low), __float2half_rn(high));
-        uint32_t word;
-        memcpy(&word, &both, 4);
-        return word;
-    }
-    static __device__ __forceinline__ float2 unpack(uint32_t word) {
-        __half2 both;
-        memcpy(&both, &word, 4);
-        return make_float2(__low2float(both), __high2float(both));
+    static __device__ __forceinline__ uint32_t pack(float x, float y) { return f32_to_f16x2(x, y); }
+    static __device__ __forceinline__ float2 unpack(uint32_t word) { return f16x2_to_f32(word); }
+    static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint2 b) {
+        mma_f16(d, a, {b.x, b.y});
     }
 };
 struct Bfloat162 {
-    static __device__ __forceinline__ uint32_t pack(float low, float high) {
-        const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-        uint32_t word;
-        memcpy(&word, &both, 4);
-        return word;
-    }
-    static __device__ __forceinline__ float2 unpack(uint32_t word) {
-        return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000));
+    static __device__ __forceinline__ uint32_t pack(float x, float y) { return f32_to_bf16x2(x, y); }
+    static __device__ __forceinline__ float2 unpack(uint32_t word) { return bf16x2_to_f32(word); }
+    static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint2 b) {
+        mma_bf16(d, a, {b.x, b.y});
     }
 };
-
-// d += a·b, 16 x 8 x 16: rows of a and d are g and g + 8 of lane 4·g + t, columns of b are g.
-template <class Number>
-__device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint2 b) {
-#if defined(__CUDACC__)
-    if constexpr (std::is_same<Number, Half2>::value)
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-            "{%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
-    else
-        asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-            "{%8, %9}, {%0, %1, %2, %3};"
-            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.x), "r"(b.y));
-#else
-    // PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": the word pair (k, k + 1)
-    // of row r of a is register r / 8 + 2 · (k / 8) of lane 4 · (r % 8) + k % 8 / 2, that of column c
-    // of b is register k / 8 of lane 4 · c + k % 8 / 2.
-    const struct { uint32_t a[4], b[2]; } mine = {{a[0], a[1], a[2], a[3]}, {b.x, b.y}};
-    const auto all = emulator::gather(mine);
-    const int lane = threadIdx.x % 32;
-    for (int i = 0; i < 4; i++) {
-        const int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        for (int k = 0; k < 16; k += 2) {
-            const auto &left = *all.of_lane[row % 8 * 4 + k % 8 / 2];
-            const auto &right = *all.of_lane[column * 4 + k % 8 / 2];
-            const float2 x = Number::unpack(left.a[row / 8 + k / 8 * 2]);
-            const float2 y = Number::unpack(right.b[k / 8]);
-            d[i] += x.x * y.x + x.y * y.y;
-        }
-    }
-    __syncwarp();
-#endif
-}
 
 // In what numbers a stored element is multiplied, and into how many it is split. E4M3 numbers are f16
 // numbers and bf16 are themselves; an f32 is two bf16.
@@ -208,7 +163,7 @@ __device__ __forceinline__ void attend(Queries<DIM> (&x)[N], unsigned base, bool
             for (int part = 0; part < PARTS; part++) {
                 const uint2 k = keys(j, step, part);
 #pragma unroll
-                for (int n = 0; n < N; n++) multiply<Number>(scores[n], x[n].q[step], k);
+                for (int n = 0; n < N; n++) Number::multiply(scores[n], x[n].q[step], k);
             }
 #pragma unroll
         for (int n = 0; n < N; n++)
@@ -255,7 +210,7 @@ __device__ __forceinline__ void attend(Queries<DIM> (&x)[N], unsigned base, bool
             for (int part = 0; part < PARTS; part++) {
                 const uint2 v = values(nt, step, part);
 #pragma unroll
-                for (int n = 0; n < N; n++) multiply<Number>(x[n].acc[nt], p[n], v);
+                for (int n = 0; n < N; n++) Number::multiply(x[n].acc[nt], p[n], v);
             }
     }
 }

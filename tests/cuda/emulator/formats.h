@@ -27,6 +27,15 @@ inline float2 __bfloat1622float2(__nv_bfloat162 h) {
     return {__bfloat162float(h.x), __bfloat162float(h.y)};
 }
 
+namespace emulator {
+// The least exponent with a < 2^exponent, at least `lowest`.
+inline int exponent_above(float a, int lowest) {
+    int exponent = 0;
+    frexpf(a, &exponent);
+    return a == 0 || exponent < lowest ? lowest : exponent;
+}
+}  // namespace emulator
+
 struct __half_raw { uint16_t x; };
 struct __half {
     uint16_t x;
@@ -52,9 +61,7 @@ inline __half __float2half_rn(float f) {
     const uint16_t sign = uint16_t(__float_as_uint(f) >> 16 & 0x8000);
     if (f != f) return __half_raw{0x7fff};
     const float a = fabsf(f);
-    int exponent = 0;
-    frexpf(a, &exponent);
-    exponent = a == 0 || exponent < -13 ? -13 : exponent;  // a < 2^exponent; subnormal below 2^-14
+    const int exponent = emulator::exponent_above(a, -13);  // subnormal below 2^-14
     const float units = nearbyintf(ldexpf(a, 11 - exponent));
     if (a >= 65520.0f) return __half_raw{uint16_t(sign | 0x7c00)};
     // units is in [1024, 2048] for normal numbers; 2048 carries into the exponent by itself.
@@ -62,6 +69,7 @@ inline __half __float2half_rn(float f) {
     return __half_raw{uint16_t(sign | bits)};
 }
 inline __half __float2half(float f) { return __float2half_rn(f); }
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
 inline float __low2float(__half2 h) { return __half2float(h.x); }
 inline float __high2float(__half2 h) { return __half2float(h.y); }
 inline float2 __half22float2(__half2 h) { return {__half2float(h.x), __half2float(h.y)}; }
@@ -89,9 +97,7 @@ inline __nv_fp8_storage_t __nv_cvt_float_to_fp8(float f, __nv_saturation_t satur
     const uint8_t sign = __float_as_uint(f) >> 31 ? 0x80 : 0;
     if (f != f) return 0x7f;
     const float a = fminf(fabsf(f), 448.0f);
-    int exponent = 0;
-    frexpf(a, &exponent);
-    exponent = a == 0 || exponent < -5 ? -5 : exponent;  // a < 2^exponent; subnormal below 2^-6
+    const int exponent = emulator::exponent_above(a, -5);  // subnormal below 2^-6
     const int units = int(nearbyintf(ldexpf(a, 4 - exponent)));
     return uint8_t(sign | ((exponent + 5) * 8 + units));
 }

@@ -12,17 +12,17 @@ use crate::kernels::cpu::shares::Columns;
 use half::bf16;
 use std::arch::x86_64::*;
 
-/// Inputs that a tile holds in registers with four weight rows; more are the panels' business.
-pub(in super::super) const FEW: usize = 3;
+/// Inputs that go through the weights without panels, as one tile or two.
+pub(in super::super) const FEW: usize = 8;
 
-/// Weight rows as a tile reads them, in vectors of 8: 4 to a block of 32.
+/// Weight rows as a tile reads them, in blocks of 32: 4 vectors of 8.
 pub(super) trait WeightRows: Copy {
-    /// Vector I of the 4 of block `block` of 32 elements of row `row`.
+    /// The vectors of block `block` of row `row`.
     ///
     /// # Safety
     ///
     /// Needs the tier's instructions; the block lies within the row, the row within the weights.
-    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256;
+    unsafe fn load(self, row: usize, block: usize) -> [__m256; 4];
 
     /// The first `lanes` of a vector that the end of the row cuts off, zero elsewhere.
     /// Not called for rows of whole blocks.
@@ -41,7 +41,7 @@ pub(super) trait WeightRows: Copy {
     fn prefetch(self, row: usize, block: usize);
 }
 
-/// Rows of a tile, where there are as many.
+/// Rows of a tile, where there are as many and few enough inputs.
 pub(super) const TILE: usize = 4;
 
 /// bf16 rows of `cols` elements.
@@ -54,9 +54,12 @@ struct Bf16Rows {
 impl WeightRows for Bf16Rows {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
+    unsafe fn load(self, row: usize, block: usize) -> [__m256; 4] {
         // SAFETY: the caller's.
-        unsafe { load_bf16(self.start.add(row * self.cols + block * 32 + I * 8)) }
+        unsafe {
+            let start = self.start.add(row * self.cols + block * 32);
+            [0, 8, 16, 24].map(|at| load_bf16(start.add(at)))
+        }
     }
 
     #[inline]
@@ -91,11 +94,12 @@ struct Q8 {
 impl WeightRows for Q8 {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
+    unsafe fn load(self, row: usize, block: usize) -> [__m256; 4] {
         // SAFETY: the caller's.
         unsafe {
             let scale = *self.scales.add(row * (self.cols / 32) + block);
-            load_q8(self.quants.add(row * self.cols + block * 32 + I * 8), scale)
+            let start = self.quants.add(row * self.cols + block * 32);
+            [0, 8, 16, 24].map(|at| load_q8(start.add(at), scale))
         }
     }
 
@@ -106,39 +110,6 @@ impl WeightRows for Q8 {
         prefetch::part::<{ TILE * 32 }>(self.quants.wrapping_add(row * self.cols), block);
         prefetch::part::<{ TILE * 2 }>(self.scales.wrapping_add(row * (self.cols / 32)), block);
     }
-}
-
-/// Adds vector I of block `block` to the partial sums of a tile. I is known to the compiler, because it
-/// decides how an MXFP4 block is decoded.
-///
-/// # Safety
-///
-/// As [`tile`], for a block within the rows.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-#[allow(clippy::needless_range_loop)] // indices say which of the tile
-unsafe fn vector<W: WeightRows, const R: usize, const N: usize, const I: usize>(
-    mut acc: [[__m256; N]; R],
-    w: W,
-    row: usize,
-    x: *const f32,
-    cols: usize,
-    block: usize,
-) -> [[__m256; N]; R] {
-    // SAFETY: the caller's.
-    unsafe {
-        let mut inputs = [_mm256_setzero_ps(); N];
-        for n in 0..N {
-            inputs[n] = _mm256_loadu_ps(x.add(n * cols + block * 32 + I * 8));
-        }
-        for r in 0..R {
-            let w = w.load::<I>(row + r, block);
-            for n in 0..N {
-                acc[r][n] = _mm256_fmadd_ps(w, inputs[n], acc[r][n]);
-            }
-        }
-    }
-    acc
 }
 
 /// R weight rows from `row` on times N inputs from `x` on.
@@ -159,13 +130,31 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     // SAFETY: the caller's rows and inputs; vectors lie within them, parts are cut off.
     unsafe {
         for block in 0..cols / 32 {
-            if R == TILE {
+            if R > 1 {
                 w.prefetch(row + W::AHEAD, block);
             }
-            acc = vector::<W, R, N, 0>(acc, w, row, x, cols, block);
-            acc = vector::<W, R, N, 1>(acc, w, row, x, cols, block);
-            acc = vector::<W, R, N, 2>(acc, w, row, x, cols, block);
-            acc = vector::<W, R, N, 3>(acc, w, row, x, cols, block);
+            let x = x.add(block * 32);
+            if N == 1 {
+                // Row after row, because decoding several at once takes more registers than there are.
+                for r in 0..R {
+                    for (i, w) in w.load(row + r, block).into_iter().enumerate() {
+                        acc[r][0] = _mm256_fmadd_ps(w, _mm256_loadu_ps(x.add(8 * i)), acc[r][0]);
+                    }
+                }
+                continue;
+            }
+            let mut weights = [[_mm256_setzero_ps(); 4]; R];
+            for r in 0..R {
+                weights[r] = w.load(row + r, block);
+            }
+            for i in 0..4 {
+                for n in 0..N {
+                    let x = _mm256_loadu_ps(x.add(n * cols + 8 * i));
+                    for r in 0..R {
+                        acc[r][n] = _mm256_fmadd_ps(weights[r][i], x, acc[r][n]);
+                    }
+                }
+            }
         }
         for i in cols / 32 * 4..cols.div_ceil(8) {
             let lanes = (cols - i * 8).min(8);
@@ -187,31 +176,37 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     sums
 }
 
-/// R weight rows from `row` on times the few inputs of `x`, to the columns of `out` from `row` on.
+/// All columns of `out` for the N + M inputs from `x` on, in tiles of R rows: N inputs, and then M.
 ///
 /// # Safety
 ///
-/// `w` has these rows of `cols` elements.
+/// `w` has a row for each column and `x` is readable for these inputs, of `cols` elements each.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn rows<W: WeightRows, const R: usize>(
+unsafe fn tiles<W: WeightRows, const R: usize, const N: usize, const M: usize>(
     out: &mut Columns<'_, f32>,
     w: W,
-    row: usize,
-    x: &[f32],
+    x: *const f32,
     bias: Option<&[f32]>,
     cols: usize,
 ) {
-    let inputs = x.len() / cols;
-    assert!(inputs <= FEW && x.len() == inputs * cols, "x");
-    let x = x.as_ptr();
-    // SAFETY: the caller's rows; this many inputs, asserted above.
+    let (columns, mut row) = (out.width(), 0);
+    // SAFETY: the caller's rows, of which `row` stays below the number, and inputs.
     unsafe {
-        match inputs {
-            0 => {}
-            1 => out.put(0, row, tile::<W, R, 1>(w, row, x, cols), bias),
-            2 => out.put(0, row, tile::<W, R, 2>(w, row, x, cols), bias),
-            _ => out.put(0, row, tile::<W, R, 3>(w, row, x, cols), bias),
+        let second = x.add(N * cols);
+        while row + R <= columns {
+            out.put(0, row, tile::<W, R, N>(w, row, x, cols), bias);
+            if M > 0 {
+                out.put(N, row, tile::<W, R, M>(w, row, second, cols), bias);
+            }
+            row += R;
+        }
+        while row < columns {
+            out.put(0, row, tile::<W, 1, N>(w, row, x, cols), bias);
+            if M > 0 {
+                out.put(N, row, tile::<W, 1, M>(w, row, second, cols), bias);
+            }
+            row += 1;
         }
     }
 }
@@ -229,16 +224,22 @@ pub(super) unsafe fn product<W: WeightRows>(
     bias: Option<&[f32]>,
     cols: usize,
 ) {
-    let (columns, mut row) = (out.width(), 0);
-    // SAFETY: the caller's rows; `row` stays below their number.
+    let inputs = x.len() / cols;
+    assert!(inputs <= FEW && x.len() == inputs * cols, "x");
+    let x = x.as_ptr();
+    // SAFETY: the caller's rows; this many inputs, asserted above.
     unsafe {
-        while row + TILE <= columns {
-            rows::<W, TILE>(out, w, row, x, bias, cols);
-            row += TILE;
-        }
-        while row < columns {
-            rows::<W, 1>(out, w, row, x, bias, cols);
-            row += 1;
+        match inputs {
+            0 => {}
+            1 => tiles::<W, TILE, 1, 0>(out, w, x, bias, cols),
+            2 => tiles::<W, TILE, 2, 0>(out, w, x, bias, cols),
+            3 => tiles::<W, TILE, 3, 0>(out, w, x, bias, cols),
+            // The sums of three rows and four inputs are twelve of the sixteen registers.
+            4 => tiles::<W, 3, 4, 0>(out, w, x, bias, cols),
+            5 => tiles::<W, 3, 3, 2>(out, w, x, bias, cols),
+            6 => tiles::<W, 3, 3, 3>(out, w, x, bias, cols),
+            7 => tiles::<W, 3, 4, 3>(out, w, x, bias, cols),
+            _ => tiles::<W, 3, 4, 4>(out, w, x, bias, cols),
         }
     }
 }

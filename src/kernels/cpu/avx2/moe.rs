@@ -10,27 +10,23 @@ use half::bf16;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-/// MXFP4 rows, decoded as they are read: vectors 0 and 1 of a block hold its low nibbles (the even
-/// features), vectors 2 and 3 the high ones.
+/// MXFP4 rows, decoded as they are read.
 #[derive(Clone, Copy)]
 struct Packed {
     blocks: *const u8,
     scales: *const u8,
     /// Blocks of one row.
     row_blocks: usize,
+    four: __m256i,
 }
 
 impl WeightRows for Packed {
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
-    unsafe fn load<const I: usize>(self, row: usize, block: usize) -> __m256 {
+    unsafe fn load(self, row: usize, block: usize) -> [__m256; 4] {
         let block = row * self.row_blocks + block;
-        // SAFETY: the caller's: the block exists, and each half of it has 8 bytes.
-        let (bytes, scale) = unsafe {
-            let bytes = _mm_loadl_epi64(self.blocks.add(block * 16 + I % 2 * 8).cast());
-            (_mm256_cvtepu8_epi32(bytes), *self.scales.add(block))
-        };
-        decode(bytes, I >= 2, SCALES[usize::from(scale)])
+        // SAFETY: the caller's: the block exists.
+        unsafe { decode(self.blocks.add(block * 16), *self.scales.add(block), self.four) }
     }
 
     const AHEAD: usize = 2 * TILE;
@@ -45,18 +41,41 @@ impl WeightRows for Packed {
     }
 }
 
-/// The low or high nibbles of 8 bytes. A permutation by the low three bits of each lane is a look-up
-/// in the eight magnitudes, already multiplied by the scale; the fourth bit is the sign.
+/// A count of four that the compiler cannot see through: a shift by a constant it replaces by four
+/// instructions on bytes, in the innermost loop.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn decode(bytes: __m256i, high: bool, scale: f32) -> __m256 {
-    // SAFETY: the first eight floats of sixteen.
-    let magnitudes = unsafe { _mm256_loadu_ps(FP4.as_ptr()) };
-    let magnitudes = _mm256_mul_ps(magnitudes, _mm256_set1_ps(scale));
-    let index = if high { _mm256_srli_epi32::<4>(bytes) } else { bytes };
-    let sign =
-        _mm256_and_ps(_mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)), _mm256_set1_ps(-0.0));
-    _mm256_or_ps(_mm256_permutevar8x32_ps(magnitudes, index), sign)
+fn four() -> __m256i {
+    _mm256_set1_epi32(std::hint::black_box(4))
+}
+
+/// The code points of a block times its scale: vectors 0 and 1 are its low nibbles (the even features),
+/// 2 and 3 the high ones.
+///
+/// A permutation by the low three bits of each lane is a look-up in the eight magnitudes times the scale.
+/// A nibble's fourth bit is the sign; shifted to its place it has the other three below it, so the table
+/// holds what makes these come out right.
+///
+/// # Safety
+///
+/// 16 bytes are readable at `block`.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn decode(block: *const u8, scale: u8, four: __m256i) -> [__m256; 4] {
+    // SAFETY: the first eight floats of sixteen, and the two halves of the caller's bytes.
+    let (magnitudes, bytes) = unsafe {
+        let bytes = [0, 8].map(|at| _mm256_cvtepu8_epi32(_mm_loadl_epi64(block.add(at).cast())));
+        (_mm256_loadu_ps(FP4.as_ptr()), bytes)
+    };
+    let products = _mm256_mul_ps(magnitudes, _mm256_set1_ps(SCALES[usize::from(scale)]));
+    let places = _mm256_slli_epi32::<28>(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    let table = _mm256_xor_si256(_mm256_castps_si256(products), places);
+    let look_up = |nibbles| {
+        let product = _mm256_permutevar8x32_epi32(table, nibbles);
+        _mm256_castsi256_ps(_mm256_xor_si256(product, _mm256_slli_epi32::<28>(nibbles)))
+    };
+    let high = bytes.map(|bytes| _mm256_srlv_epi32(bytes, four));
+    [look_up(bytes[0]), look_up(bytes[1]), look_up(high[0]), look_up(high[1])]
 }
 
 /// Makes two rows of MXFP4 the given pair of a panel of P pairs, each block's even features before its odd
@@ -69,27 +88,23 @@ pub(super) fn decode_pair<const P: usize>(
     (even_blocks, even_scales): (&[u8], &[u8]),
     (odd_blocks, odd_scales): (&[u8], &[u8]),
 ) {
+    let four = four();
     let (panel, _) = panel.as_chunks_mut::<8>();
     assert!(pair < P && panel.len() >= even_scales.len() * 4 * P, "panel");
     let scales = even_scales.iter().zip(odd_scales);
     let blocks = even_blocks.as_chunks::<16>().0.iter().zip(odd_blocks.as_chunks::<16>().0);
     for (i, ((even, odd), (even_scale, odd_scale))) in blocks.zip(scales).enumerate() {
-        let scales = [even_scale, odd_scale].map(|scale| SCALES[usize::from(*scale)]);
-        for half in 0..2 {
-            // SAFETY: each half of a block is 8 bytes.
-            let [even, odd] = [even, odd].map(|block| unsafe {
-                _mm256_cvtepu8_epi32(_mm_loadl_epi64(block.as_ptr().add(8 * half).cast()))
-            });
-            for high in [false, true] {
-                let even = _mm256_castps_si256(decode(even, high, scales[0]));
-                let odd = _mm256_castps_si256(decode(odd, high, scales[1]));
-                let words = _mm256_or_si256(_mm256_srli_epi32::<16>(even), odd);
-                // SAFETY: one of four vectors of 8 words, asserted to be in the panel.
-                unsafe {
-                    let vector = 4 * i + 2 * usize::from(high) + half;
-                    let to = panel.as_mut_ptr().add(vector * P + pair);
-                    _mm256_storeu_si256(to.cast(), words);
-                }
+        // SAFETY: a block is 16 bytes.
+        let (even, odd) = unsafe {
+            (decode(even.as_ptr(), *even_scale, four), decode(odd.as_ptr(), *odd_scale, four))
+        };
+        for (vector, (even, odd)) in even.into_iter().zip(odd).enumerate() {
+            let [even, odd] = [even, odd].map(|vector| _mm256_castps_si256(vector));
+            let words = _mm256_or_si256(_mm256_srli_epi32::<16>(even), odd);
+            // SAFETY: one of four vectors of 8 words, asserted to be in the panel.
+            unsafe {
+                let to = panel.as_mut_ptr().add((4 * i + vector) * P + pair);
+                _mm256_storeu_si256(to.cast(), words);
             }
         }
     }
@@ -97,17 +112,14 @@ pub(super) fn decode_pair<const P: usize>(
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(in super::super) fn mxfp4_decode(out: &mut [f32], blocks: &[u8], scales: &[u8]) {
+    let four = four();
     let (outs, _) = out.as_chunks_mut::<MXFP4_BLOCK>();
     let (blocks, _) = blocks.as_chunks::<16>();
     for ((out, block), &scale) in outs.iter_mut().zip(blocks).zip(scales) {
-        // SAFETY: each half of a block is 8 bytes, and each vector 8 of its 32 elements.
+        // SAFETY: a block is 16 bytes and 4 vectors of 8 elements.
         unsafe {
-            for half in 0..2 {
-                let bytes = _mm_loadl_epi64(block.as_ptr().add(8 * half).cast());
-                let bytes = _mm256_cvtepu8_epi32(bytes);
-                let out = out.as_mut_ptr().add(8 * half);
-                _mm256_storeu_ps(out, decode(bytes, false, SCALES[usize::from(scale)]));
-                _mm256_storeu_ps(out.add(16), decode(bytes, true, SCALES[usize::from(scale)]));
+            for (i, vector) in decode(block.as_ptr(), scale, four).into_iter().enumerate() {
+                _mm256_storeu_ps(out.as_mut_ptr().add(8 * i), vector);
             }
         }
     }
@@ -122,6 +134,7 @@ pub(in super::super) fn mxfp4_matmul(out: &mut Columns<'_, f32>, w: Mxfp4Rows<'_
         blocks: w.blocks.as_ptr(),
         scales: w.scales.as_ptr(),
         row_blocks: cols / MXFP4_BLOCK,
+        four: four(),
     };
     // SAFETY: a row for each column, asserted above.
     unsafe { product(out, w, x, None, cols) }

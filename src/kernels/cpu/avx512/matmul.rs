@@ -12,8 +12,8 @@ use crate::kernels::cpu::shares::Columns;
 use half::bf16;
 use std::arch::x86_64::*;
 
-/// Inputs that a tile holds in registers with four weight rows; more are the panels' business.
-pub(in super::super) const FEW: usize = 6;
+/// Inputs that a tile holds in registers with several weight rows; more are the panels' business.
+pub(in super::super) const FEW: usize = 8;
 
 /// Weight rows as a tile reads them, in vectors of 16: 2 to a block of 32.
 pub(super) trait WeightRows: Copy {
@@ -41,7 +41,7 @@ pub(super) trait WeightRows: Copy {
     fn prefetch(self, row: usize, block: usize);
 }
 
-/// Rows of a tile, where there are as many.
+/// Rows of a tile, where there are as many and few enough inputs.
 pub(super) const TILE: usize = 4;
 
 /// bf16 rows of `cols` elements.
@@ -122,14 +122,15 @@ unsafe fn vector<W: WeightRows, const R: usize, const N: usize, const I: usize>(
 ) -> [[__m512; N]; R] {
     // SAFETY: the caller's.
     unsafe {
-        let mut inputs = [_mm512_setzero_ps(); N];
-        for n in 0..N {
-            inputs[n] = _mm512_loadu_ps(x.add(n * cols + block * 32 + I * 16));
-        }
+        // The weights stay in registers, not the inputs: a tile has fewer of them.
+        let mut weights = [_mm512_setzero_ps(); R];
         for r in 0..R {
-            let w = w.load::<I>(row + r, block);
-            for n in 0..N {
-                acc[r][n] = _mm512_fmadd_ps(w, inputs[n], acc[r][n]);
+            weights[r] = w.load::<I>(row + r, block);
+        }
+        for n in 0..N {
+            let x = _mm512_loadu_ps(x.add(n * cols + block * 32 + I * 16));
+            for r in 0..R {
+                acc[r][n] = _mm512_fmadd_ps(weights[r], x, acc[r][n]);
             }
         }
     }
@@ -154,7 +155,7 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     // SAFETY: the caller's rows and inputs; vectors lie within them, parts are masked.
     unsafe {
         for block in 0..cols / 32 {
-            if R == TILE {
+            if R > 1 {
                 w.prefetch(row + W::AHEAD, block);
             }
             acc = vector::<W, R, N, 0>(acc, w, row, x, cols, block);
@@ -180,34 +181,30 @@ unsafe fn tile<W: WeightRows, const R: usize, const N: usize>(
     sums
 }
 
-/// R weight rows from `row` on times the few inputs of `x`, to the columns of `out` from `row` on.
+/// All columns of `out` for the N inputs from `x` on, in tiles of R rows.
 ///
 /// # Safety
 ///
-/// `w` has these rows of `cols` elements.
+/// `w` has a row for each column and `x` is readable for N inputs, of `cols` elements each.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-unsafe fn rows<W: WeightRows, const R: usize>(
+unsafe fn tiles<W: WeightRows, const R: usize, const N: usize>(
     out: &mut Columns<'_, f32>,
     w: W,
-    row: usize,
-    x: &[f32],
+    x: *const f32,
     bias: Option<&[f32]>,
     cols: usize,
 ) {
-    let inputs = x.len() / cols;
-    assert!(inputs <= FEW && x.len() == inputs * cols, "x");
-    let x = x.as_ptr();
-    // SAFETY: the caller's rows; this many inputs, asserted above.
+    let (columns, mut row) = (out.width(), 0);
+    // SAFETY: the caller's rows, of which `row` stays below the number, and inputs.
     unsafe {
-        match inputs {
-            0 => {}
-            1 => out.put(0, row, tile::<W, R, 1>(w, row, x, cols), bias),
-            2 => out.put(0, row, tile::<W, R, 2>(w, row, x, cols), bias),
-            3 => out.put(0, row, tile::<W, R, 3>(w, row, x, cols), bias),
-            4 => out.put(0, row, tile::<W, R, 4>(w, row, x, cols), bias),
-            5 => out.put(0, row, tile::<W, R, 5>(w, row, x, cols), bias),
-            _ => out.put(0, row, tile::<W, R, 6>(w, row, x, cols), bias),
+        while row + R <= columns {
+            out.put(0, row, tile::<W, R, N>(w, row, x, cols), bias);
+            row += R;
+        }
+        while row < columns {
+            out.put(0, row, tile::<W, 1, N>(w, row, x, cols), bias);
+            row += 1;
         }
     }
 }
@@ -225,16 +222,22 @@ pub(super) unsafe fn product<W: WeightRows>(
     bias: Option<&[f32]>,
     cols: usize,
 ) {
-    let (columns, mut row) = (out.width(), 0);
-    // SAFETY: the caller's rows; `row` stays below their number.
+    let inputs = x.len() / cols;
+    assert!(inputs <= FEW && x.len() == inputs * cols, "x");
+    let x = x.as_ptr();
+    // SAFETY: the caller's rows; this many inputs, asserted above.
     unsafe {
-        while row + TILE <= columns {
-            rows::<W, TILE>(out, w, row, x, bias, cols);
-            row += TILE;
-        }
-        while row < columns {
-            rows::<W, 1>(out, w, row, x, bias, cols);
-            row += 1;
+        match inputs {
+            0 => {}
+            1 => tiles::<W, TILE, 1>(out, w, x, bias, cols),
+            2 => tiles::<W, TILE, 2>(out, w, x, bias, cols),
+            3 => tiles::<W, TILE, 3>(out, w, x, bias, cols),
+            4 => tiles::<W, TILE, 4>(out, w, x, bias, cols),
+            5 => tiles::<W, TILE, 5>(out, w, x, bias, cols),
+            6 => tiles::<W, TILE, 6>(out, w, x, bias, cols),
+            // Sums of four rows would not fit the registers.
+            7 => tiles::<W, 3, 7>(out, w, x, bias, cols),
+            _ => tiles::<W, 3, 8>(out, w, x, bias, cols),
         }
     }
 }
