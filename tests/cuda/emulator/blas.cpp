@@ -1,12 +1,15 @@
 // What candle asks of cuBLAS and cuRAND: handles, and products of F32 or BF16 with f32 sums.
 #include "fibers.h"
+#include "driver.h"
 #include "memory.h"
+#include "streams.h"
 #include <cmath>
 #include <cstring>
 
 #define API extern "C" __attribute__((visibility("default")))
 
-static int handle;
+// A handle is the stream it works on.
+struct Handle { void *stream = nullptr; };
 enum { SUCCESS = 0, NOT_SUPPORTED = 15, INVALID_VALUE = 7 };
 enum { R_32F = 0, R_16BF = 14 };
 
@@ -36,16 +39,16 @@ static size_t extent(int rows, int columns, int leading) {
     return rows && columns ? size_t(columns - 1) * size_t(leading) + size_t(rows) : 0;
 }
 
-API int cublasCreate_v2(void **h) { *h = &handle; return SUCCESS; }
-API int cublasDestroy_v2(void *) { return SUCCESS; }
-API int cublasSetStream_v2(void *, void *) { return SUCCESS; }
+API int cublasCreate_v2(void **h) { *h = new Handle; return SUCCESS; }
+API int cublasDestroy_v2(void *h) { delete (Handle *)h; return SUCCESS; }
+API int cublasSetStream_v2(void *h, void *stream) { ((Handle *)h)->stream = stream; return SUCCESS; }
 API int cublasSetWorkspace_v2(void *, void *, size_t) { return SUCCESS; }
 API int cublasSetMathMode(void *, int) { return SUCCESS; }
 API int cublasSetPointerMode_v2(void *, int) { return SUCCESS; }
 
 // C[m,n] = alpha · op(A)[m,k] · op(B)[k,n] + beta · C, column-major. A C that beta makes irrelevant is
 // not read: it may hold NaN.
-API int cublasGemmEx(void *, int transa, int transb, int m, int n, int k, const float *alpha,
+API int cublasGemmEx(void *h, int transa, int transb, int m, int n, int k, const float *alpha,
                      const void *a, int a_type, int lda, const void *b, int b_type, int ldb,
                      const float *beta, void *c, int c_type, int ldc, int compute, int) {
     const auto known = [](int type) { return type == R_32F || type == R_16BF; };
@@ -55,20 +58,23 @@ API int cublasGemmEx(void *, int transa, int transb, int m, int n, int k, const 
     const size_t size_a = extent(transa ? k : m, transa ? m : k, lda) * width(a_type);
     const size_t size_b = extent(transb ? n : k, transb ? k : n, ldb) * width(b_type);
     const size_t size_c = extent(m, n, ldc) * width(c_type);
+    emulator::Lock lock(emulator::device);
     if (!emulator::allocated(a, size_a) || !emulator::allocated(b, size_b) || !emulator::allocated(c, size_c))
         emulator::fail("a product reads or writes outside device memory");
-    for (int j = 0; j < n; j++)
-        for (int i = 0; i < m; i++) {
-            float sum = 0;
-            for (int l = 0; l < k; l++) {
-                const size_t at_a = transa ? l + size_t(i) * lda : i + size_t(l) * lda;
-                const size_t at_b = transb ? j + size_t(l) * ldb : l + size_t(j) * ldb;
-                sum = fmaf(load(a, a_type, at_a), load(b, b_type, at_b), sum);
+    emulator::put(((Handle *)h)->stream, [=, alpha = *alpha, beta = *beta] {
+        for (int j = 0; j < n; j++)
+            for (int i = 0; i < m; i++) {
+                float sum = 0;
+                for (int l = 0; l < k; l++) {
+                    const size_t at_a = transa ? l + size_t(i) * lda : i + size_t(l) * lda;
+                    const size_t at_b = transb ? j + size_t(l) * ldb : l + size_t(j) * ldb;
+                    sum = fmaf(load(a, a_type, at_a), load(b, b_type, at_b), sum);
+                }
+                const size_t at = i + size_t(j) * ldc;
+                const float before = beta == 0 ? 0 : beta * load(c, c_type, at);
+                store(c, c_type, at, alpha * sum + before);
             }
-            const size_t at = i + size_t(j) * ldc;
-            const float before = *beta == 0 ? 0 : *beta * load(c, c_type, at);
-            store(c, c_type, at, *alpha * sum + before);
-        }
+    });
     return SUCCESS;
 }
 API int cublasGemmStridedBatchedEx(void *h, int transa, int transb, int m, int n, int k,
@@ -87,7 +93,7 @@ API int cublasGemmStridedBatchedEx(void *h, int transa, int transb, int m, int n
 }
 API int cublasDgemmStridedBatched(...) { return NOT_SUPPORTED; }
 
-API int curandCreateGenerator(void **generator, int) { *generator = &handle; return SUCCESS; }
+API int curandCreateGenerator(void **generator, int) { static int only; *generator = &only; return SUCCESS; }
 API int curandDestroyGenerator(void *) { return SUCCESS; }
 API int curandSetStream(void *, void *) { return SUCCESS; }
 API int curandSetPseudoRandomGeneratorSeed(void *, unsigned long long) { return SUCCESS; }

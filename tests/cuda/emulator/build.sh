@@ -54,17 +54,17 @@ kernels() {
 }
 
 objects=()
-for part in fibers memory driver blas; do object "$part" "$here/$part.cpp"; done
+for part in fibers memory streams driver blas; do object "$part" "$here/$part.cpp"; done
 if [ "${1:-}" = --test ]; then
     kernels "$here/faults.cu"
     object selftest "$here/selftest.cpp"
-    "$compiler" "${more[@]}" -o "$home/selftest" "${objects[@]}"
+    "$compiler" -pthread "${more[@]}" -o "$home/selftest" "${objects[@]}"
     exec "$home/selftest"
 fi
 for source in "$root"/src/kernels/cuda/*.cu; do kernels "$source"; done
 stamp=$(echo "${objects[*]}" | sha256sum | cut -c1-16)
 if [ "$(cat "$home/lib/stamp" 2> /dev/null)" != "$stamp" ]; then
-    "$compiler" -shared "${more[@]}" -Wl,-soname,libcuda.so.1 -Wl,-z,defs -o "$home/lib/libcuda.so.1" \
+    "$compiler" -shared -pthread "${more[@]}" -Wl,-soname,libcuda.so.1 -Wl,-z,defs -o "$home/lib/libcuda.so.1" \
         "${objects[@]}"
     ln -sf libcuda.so.1 "$home/lib/libcuda.so"
     # The other libraries are asked for by name; what they offer is in the first.

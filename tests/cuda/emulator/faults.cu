@@ -71,9 +71,10 @@ extern "C" __global__ void half_a_warp_waits() {
     __syncthreads();
 }
 
-// d = a · b with a [16,16], b [16,8] row-major in bf16, each lane loading its own fragments.
+// d = a · b with a [16,16], b [16,8] row-major in bf16, each lane loading its own fragments. Warps but the
+// second multiply something else at the same time.
 extern "C" __global__ void product(float *d, const uint16_t *a, const uint16_t *b) {
-    const int g = threadIdx.x / 4, c = threadIdx.x % 4 * 2;
+    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4 * 2;
     const auto pair = [](uint16_t low, uint16_t high) { return uint32_t(low) | uint32_t(high) << 16; };
     const auto of_a = [&](int row, int column) {
         return pair(a[row * 16 + column], a[row * 16 + column + 1]);
@@ -84,6 +85,11 @@ extern "C" __global__ void product(float *d, const uint16_t *a, const uint16_t *
     const uint32_t fa[4] = {of_a(g, c), of_a(g + 8, c), of_a(g, c + 8), of_a(g + 8, c + 8)};
     const uint32_t fb[2] = {of_b(c, g), of_b(c + 8, g)};
     float sums[4] = {0, 0, 0, 0};
+    if (threadIdx.x / 32 != 1) {
+        const uint32_t zeros[4] = {0, 0, 0, 0};
+        mma_bf16(sums, zeros, fb);
+        return;
+    }
     mma_bf16(sums, fa, fb);
     mma_bf16(sums, fa, fb);
     d[g * 8 + c] = sums[0];

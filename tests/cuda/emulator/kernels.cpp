@@ -19,7 +19,7 @@ namespace {
 struct Register {
     Register() {
 #define KERNEL(name)                                                                              \
-    emulator::kernels()[#name] = {SOURCE, emulator::unpacking(name), JOIN(__start_, SECTION),     \
+    emulator::kernels()[#name] = {SOURCE, emulator::binding(name), JOIN(__start_, SECTION),     \
                                   JOIN(__stop_, SECTION)};
 #include LIST
     }

@@ -3,14 +3,15 @@
 #include "fibers.h"
 #include <map>
 #include <string>
+#include <tuple>
 #include <utility>
 
 namespace emulator {
 
 struct Kernel {
     std::string source;
-    // Runs one thread with the arguments that cuLaunchKernel points to.
-    std::function<void(void **)> run;
+    // Copies the arguments that cuLaunchKernel points to, and gives what runs one thread with them.
+    std::function<std::function<void()>(void **)> bind;
     // Static shared memory of every kernel of the source.
     char *shared_start, *shared_end;
 };
@@ -21,13 +22,15 @@ inline std::map<std::string, Kernel> &kernels() {
 }
 
 template <class... Args, size_t... I>
-void call(void (*kernel)(Args...), void **arguments, std::index_sequence<I...>) {
-    kernel(*(std::decay_t<Args> *)arguments[I]...);
+std::function<void()> bound(void (*kernel)(Args...), void **arguments, std::index_sequence<I...>) {
+    const std::tuple<std::decay_t<Args>...> values(*(std::decay_t<Args> *)arguments[I]...);
+    return [kernel, values] { std::apply(kernel, values); };
 }
 
-template <class... Args> std::function<void(void **)> unpacking(void (*kernel)(Args...)) {
+template <class... Args>
+std::function<std::function<void()>(void **)> binding(void (*kernel)(Args...)) {
     return [kernel](void **arguments) {
-        call(kernel, arguments, std::index_sequence_for<Args...>{});
+        return bound(kernel, arguments, std::index_sequence_for<Args...>{});
     };
 }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <string>
 #include <sys/wait.h>
+#include <thread>
 #include <unistd.h>
 #include <vector>
 
@@ -19,6 +20,22 @@ int cuMemcpyHtoD_v2(void *, const void *, size_t);
 int cuModuleLoadData(void **, const void *);
 int cuModuleGetFunction(void **, void *, const char *);
 int cuFuncSetAttribute(void *, int, int);
+int cuCtxSynchronize();
+int cuMemAllocAsync(void **, size_t, void *);
+int cuMemFreeAsync(void *, void *);
+int cuMemHostAlloc(void **, size_t, unsigned);
+int cuMemFreeHost(void *);
+int cuMemcpyHtoDAsync_v2(void *, const void *, size_t, void *);
+int cuMemcpyDtoHAsync_v2(void *, const void *, size_t, void *);
+int cuStreamCreate(void **, unsigned);
+int cuStreamDestroy_v2(void *);
+int cuStreamSynchronize(void *);
+int cuStreamWaitEvent(void *, void *, unsigned);
+int cuEventCreate(void **, unsigned);
+int cuEventDestroy_v2(void *);
+int cuEventRecord(void *, void *);
+int cuEventSynchronize(void *);
+int cuEventQuery(void *);
 int cuLaunchKernel(void *, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void *, void **, void **);
 }
 
@@ -153,7 +170,7 @@ static void check_order() {
     const auto small = [](int v) { const float f = float(v); uint32_t u; memcpy(&u, &f, 4); return uint16_t(u >> 16); };
     for (int i = 0; i < 256; i++) a[i] = small(i * 7 % 23 - 11);
     for (int i = 0; i < 128; i++) b[i] = small(i * 5 % 19 - 9);
-    CHECK(run("product", 1, 32, 0, d, a, b) == 0);
+    CHECK(run("product", 1, 96, 0, d, a, b) == 0);
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 8; j++) {
             int sum = 0;
@@ -178,6 +195,63 @@ static void check_order() {
         CHECK(cuMemFree_v2(p) == 0);
 }
 
+// What a stream does late, and what waits for it.
+static void check_streams() {
+    void *first, *second, *event, *host;
+    cuStreamCreate(&first, 0);
+    cuStreamCreate(&second, 0);
+    cuEventCreate(&event, 0);
+    cuMemHostAlloc(&host, 4, 0);
+    float *pinned = (float *)host, *x = device<float>(1), *y = device<float>(1), read = 0;
+    // Pinned memory that is written again too early arrives as it is now, ordinary memory as it was.
+    *pinned = 1;
+    cuMemcpyHtoDAsync_v2(x, pinned, 4, first);
+    float plain = 3;
+    cuMemcpyHtoDAsync_v2(y, &plain, 4, first);
+    cuEventRecord(event, first);
+    CHECK(cuEventQuery(event) == 600);
+    *pinned = 2, plain = 4;
+    // The other stream does not wait, and finds nothing; then it does.
+    cuMemcpyDtoHAsync_v2(&read, y, 4, second);
+    CHECK(std::isnan(read));
+    cuStreamWaitEvent(second, event, 0);
+    cuMemcpyDtoHAsync_v2(&read, y, 4, second);
+    CHECK(read == 3 && cuEventQuery(event) == 0);
+    cuMemcpyDtoHAsync_v2(&read, x, 4, second);
+    CHECK(read == 2 || read == 1);
+    // To pinned memory, when it was waited for.
+    *pinned = 0;
+    cuMemcpyDtoHAsync_v2(pinned, y, 4, first);
+    CHECK(*pinned == 0);
+    cuStreamSynchronize(first);
+    CHECK(*pinned == 3);
+    // Freed in order: not before what was put there earlier, not after.
+    cuMemFreeAsync(y, first);
+    CHECK(*y == 3);
+    cuEventRecord(event, first);
+    cuEventSynchronize(event);
+    CHECK(has(dies([&] { run("access", 1, 1, 0, y, 0, 1); }), "no device memory"));
+    CHECK(has(dies([&] { cuMemFreeAsync(x, first), cuMemFreeAsync(x, first), cuStreamSynchronize(first); }), "freed twice"));
+    CHECK(has(dies([&] {
+        void *gone = device<float>(1);
+        cuMemFreeAsync(gone, first);
+        if (cuMemcpyDtoHAsync_v2(pinned, gone, 4, first) == 0) cuStreamSynchronize(first);
+    }), "memory that was freed"));
+    // Each thread's own stream.
+    void *own = (void *)2;
+    *x = 5;
+    *pinned = 6;
+    cuMemcpyHtoDAsync_v2(x, pinned, 4, own);
+    std::thread([&] { cuStreamSynchronize((void *)2); }).join();
+    CHECK(*x == 5);
+    cuStreamSynchronize(own);
+    CHECK(*x == 6);
+    CHECK(cuMemFree_v2(x) == 0 && cuMemFreeHost(pinned) == 0);
+    cuEventDestroy_v2(event);
+    cuStreamDestroy_v2(first);
+    cuStreamDestroy_v2(second);
+}
+
 int main() {
     cuInit(0);
     if (cuModuleLoadData(&module, "EMULATED faults.cu") != 0) abort();
@@ -185,6 +259,7 @@ int main() {
         order = o;
         setenv("EMULATOR_ORDER", o, 1);
         check_order();
+        check_streams();
     }
     printf("%s\n", failures ? "the emulator is broken" : "the emulator notices every planted fault");
     return failures != 0;
