@@ -59,13 +59,8 @@ template <class T> struct Gathered {
 };
 template <class T> Gathered<T> gather(const T &mine) {
     Gathered<T> all;
-<<<<<<< HEAD
-    static uintptr_t of_warp[1024 / WARP][WARP];
-    uintptr_t *offered = of_warp[current->index / WARP];
-=======
     static uintptr_t of_warps[32][WARP];  // the lanes of other warps run in between
     uintptr_t *const offered = of_warps[current->index / WARP];
->>>>>>> cuda
     __syncwarp();  // nobody reads the last offer any more
     offered[lane()] = uintptr_t(&mine);
     __syncwarp();
