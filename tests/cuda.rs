@@ -18,13 +18,20 @@
 #[allow(dead_code)]
 mod common;
 
+#[path = "common/golden.rs"]
+mod golden;
+
 #[path = "cuda/device.rs"]
 mod device;
 
 mod cuda {
+    mod attention;
+    mod cache;
     mod embedding;
+    mod graph;
     mod matmul;
     mod moe;
     mod rms_norm;
+    mod sample;
     mod topk;
 }

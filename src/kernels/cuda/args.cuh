@@ -38,13 +38,29 @@ __device__ __forceinline__ float2 bf16x2_to_f32(uint32_t bits) {
     return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
 }
 
+// The two f16 of a word, and a word of two.
+__device__ __forceinline__ float2 f16x2_to_f32(uint32_t bits) {
+    __half2 both;
+    memcpy(&both, &bits, sizeof bits);
+    return __half22float2(both);
+}
+__device__ __forceinline__ uint32_t f32_to_f16x2(float low, float high) {
+    const __half2 both = __floats2half2_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &both, sizeof bits);
+    return bits;
+}
+
 // To nearest even; NaN stays NaN.
 __device__ __forceinline__ uint16_t f32_to_bf16(float x) {
     return __bfloat16_as_ushort(__float2bfloat16_rn(x));
 }
 
 __device__ __forceinline__ uint32_t f32_to_bf16x2(float low, float high) {
-    return uint32_t(f32_to_bf16(low)) | uint32_t(f32_to_bf16(high)) << 16;
+    const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &both, sizeof bits);
+    return bits;
 }
 
 // 2^(code - 127); 255 is NaN.
@@ -118,21 +134,22 @@ template <int N> __device__ __forceinline__ float block_sum(float v, float *shar
 
 // ---- tensor cores ----
 
-// d += a · b on one warp: a is 16×16 and b 16×8 in bf16, d 16×8 in f32 (mma.sync.m16n8k16, PTX ISA
-// "Matrix fragments for mma.m16n8k16"). With g = lane / 4 and c = lane % 4 * 2 a lane holds, low half
-// first:
+// d += a · b on one warp: a is 16×16 and b 16×8 in bf16 or f16, d 16×8 in f32 (mma.sync.m16n8k16, PTX
+// ISA "Matrix fragments for mma.m16n8k16"). With g = lane / 4 and c = lane % 4 * 2 a lane holds, low
+// half first:
 //   a[0]: row g, columns c, c+1    a[1]: row g+8, the same    a[2], a[3]: as these, columns c+8, c+9
 //   b[0]: rows c, c+1 of column g  b[1]: rows c+8, c+9
 //   d[0], d[1]: row g, columns c, c+1      d[2], d[3]: row g+8
 // All lanes of the warp take part.
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
-                                         const uint32_t (&b)[2]) {
 #if defined(__CUDACC__)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#define MMA(type)                                                                                  \
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 "                    \
+                 "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                           \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 #else
+template <class Widen>
+inline void mma_on_cpu(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Widen widen) {
     struct Fragments {
         uint32_t a[4], b[2];
     } const mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
@@ -142,12 +159,29 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
         const int row = g + i / 2 * 8, column = c + i % 2;
         for (int k = 0; k < 16; k += 2) {
             const int quarter = k % 8 / 2, upper = k / 8;
-            const float2 x = bf16x2_to_f32(
-                all.of_lane[row % 8 * 4 + quarter]->a[row / 8 + 2 * upper]);
-            const float2 y = bf16x2_to_f32(all.of_lane[column * 4 + quarter]->b[upper]);
+            const float2 x = widen(all.of_lane[row % 8 * 4 + quarter]->a[row / 8 + 2 * upper]);
+            const float2 y = widen(all.of_lane[column * 4 + quarter]->b[upper]);
             d[i] += x.x * y.x + x.y * y.y;
         }
     }
     __syncwarp();  // the fragments stay until every lane has read them
+}
+#endif
+
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+    MMA("bf16");
+#else
+    mma_on_cpu(d, a, b, bf16x2_to_f32);
+#endif
+}
+
+__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4],
+                                        const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+    MMA("f16");
+#else
+    mma_on_cpu(d, a, b, f16x2_to_f32);
 #endif
 }

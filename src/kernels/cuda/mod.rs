@@ -12,19 +12,24 @@
 //! line in `tests/cuda.rs`. Nothing else: `build.rs` compiles every .cu of this folder, and the emulator
 //! of `tests/cuda/emulator` finds every kernel in them.
 
+mod attention;
+mod cache;
 mod embedding;
-mod memory;
 mod matmul;
+mod memory;
 mod moe;
 mod moe_grouped;
 mod rms_norm;
+mod sample;
 mod topk;
 
+pub use attention::{AttentionBlocks, RowsOnDevice};
+pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
+pub use sample::{NOT_FINITE, NOTHING_LEFT};
 
 // The one place that reaches for cudarc: by way of candle, so that there is one version of it.
 pub use candle_core::cuda_backend::cudarc;
-pub use memory::{Upload, free_memory, prepare};
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{

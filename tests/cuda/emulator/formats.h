@@ -69,6 +69,7 @@ inline __half __float2half_rn(float f) {
     return __half_raw{uint16_t(sign | bits)};
 }
 inline __half __float2half(float f) { return __float2half_rn(f); }
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
 inline float __low2float(__half2 h) { return __half2float(h.x); }
 inline float __high2float(__half2 h) { return __half2float(h.y); }
 inline float2 __half22float2(__half2 h) { return {__half2float(h.x), __half2float(h.y)}; }
