@@ -107,3 +107,47 @@ mod cuda {
         Ok(Device::Cuda(device))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_written() {
+        for (name, device) in [
+            ("cpu", DeviceName::Cpu),
+            ("cuda:0", DeviceName::Cuda(0)),
+            ("cuda:7", DeviceName::Cuda(7)),
+        ] {
+            assert_eq!(name.parse::<DeviceName>().unwrap(), device);
+            assert_eq!(device.to_string(), name);
+        }
+        for name in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "CUDA"] {
+            let error = name.parse::<DeviceName>().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+            assert_eq!(
+                error.to_string(),
+                format!("device is {name:?}, expected \"cpu\", \"cuda\" or \"cuda:1\"")
+            );
+        }
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn a_gpu_needs_the_feature() {
+        let error = DeviceName::Cuda(1).open().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+        assert_eq!(
+            error.to_string(),
+            "cuda:1 was asked for, but this program was built without the feature `cuda` of gpt-oss-puzzle"
+        );
+    }
+
+    #[test]
+    fn the_workspace_follows_the_chunk() {
+        let config = ModelConfig::puzzle_88b();
+        let (small, large) = (workspace(&config, 1), workspace(&config, 4096));
+        assert!((256 << 20..300 << 20).contains(&small), "{small}");
+        assert!((1 << 30..4 << 30).contains(&large), "{large}");
+    }
+}
