@@ -25,6 +25,9 @@ mod cuda {
     mod attention;
     mod cache;
     mod embedding;
+    mod matmul;
+    mod moe;
     mod rms_norm;
     mod sample;
+    mod topk;
 }

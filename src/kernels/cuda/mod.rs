@@ -15,10 +15,15 @@
 mod attention;
 mod cache;
 mod embedding;
+mod matmul;
+mod moe;
+mod moe_grouped;
 mod rms_norm;
 mod sample;
+mod topk;
 
 pub use attention::{AttentionBlocks, RowsOnDevice};
+pub use moe::CudaExperts;
 pub use sample::{NOT_FINITE, NOTHING_LEFT};
 
 // The one place that reaches for cudarc: by way of candle, so that there is one version of it.
@@ -26,7 +31,8 @@ pub use candle_core::cuda_backend::cudarc;
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{
-    CudaContext, CudaFunction, CudaModule, CudaStream, DriverError, LaunchArgs, LaunchConfig,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError,
+    LaunchArgs, LaunchConfig,
 };
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
@@ -160,6 +166,14 @@ impl Cuda {
     /// The cuBLAS handle on that stream.
     pub fn blas(&self) -> &Arc<CudaBlas> {
         &self.blas
+    }
+
+    /// Memory for `n` values that a call needs while it runs. It is given back in the order of the stream,
+    /// so nobody waits; what it holds is undefined.
+    fn scratch<T: DeviceRepr>(&self, n: usize) -> Result<CudaSlice<T>, CudaError> {
+        // SAFETY: the kernels that are given it write what they read.
+        let memory = unsafe { self.stream.alloc(n) };
+        memory.map_err(|e| CudaError::new(format!("{n} values of scratch memory"), e))
     }
 
     /// The kernel of this name in any of the .cu.
