@@ -17,7 +17,7 @@ pub struct Gpu {
 pub fn device() -> Option<&'static Gpu> {
     static DEVICE: OnceLock<Option<Gpu>> = OnceLock::new();
     let open = || {
-        let device = match Device::new_cuda(0) {
+        let device = match Device::new_cuda_with_stream(0) {
             Ok(device) => device,
             Err(e) => {
                 assert!(std::env::var_os("REQUIRE_CUDA").is_none(), "no CUDA device: {e}");

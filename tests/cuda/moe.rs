@@ -284,11 +284,12 @@ fn what_is_no_expert_and_what_is_no_number_is_nan() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(5);
     let (k, shape) = (2, ExpertShape { experts: 3, rows: 4, cols: 64 });
-    for (t, mxfp4) in [(3, true), (12, true), (3, false)] {
+    // The first number behind the experts, and none but larger ones.
+    for (t, mxfp4, none) in [(3, true, 3), (12, true, 3), (12, true, 4), (3, false, 3)] {
         let w = Weights::random(&mut rng, shape, mxfp4, 0);
         let bias = rng.bf16s(shape.experts * shape.rows);
         let mut indices = vec![0; t * k];
-        (indices[0], indices[2 * k + 1]) = (3, u32::MAX);
+        (indices[0], indices[2 * k + 1]) = (none, u32::MAX);
         let broken = |t: usize| t == 0 || t == 2;
         let projection = Projection::new(gpu, w.view(), &bias, shape);
         let up = projection.gate_up(&rng.floats(t * 64), &indices, k);

@@ -1,14 +1,14 @@
-// matmul: out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i], w: [O,I] bf16, x: [T,I] f32, for at most 8 rows of x,
-// and what prepares more rows for a library's product.
+// matmul: out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i], w: [O,I] bf16, x: [T,I] f32, for at most 8 rows
+// of x, and what prepares more rows for a library's product.
 //
-// A block computes ROWS rows of w against all rows of x; its threads share the columns, 8 at a time: the
-// 16 bytes one load brings. Of an O of 5120 that makes 1280 blocks, all resident on 132 SMs, with
-// 10 blocks · 128 threads · ROWS · 16 B = 80 KB asked for at once per SM; 4.3 TB/s at a latency of 0.7 µs
-// need 23 KB. A block uses x once per thread, so it reads it where it lies, through the first cache,
-// which the weights pass by.
+// A block computes ROWS rows of w against all rows of x; its threads share the columns, 8 at a
+// time: the 16 bytes one load brings. Of an O of 5120 that makes 1280 blocks, all resident on 132
+// SMs, with 10 blocks · 128 threads · ROWS · 16 B = 80 KB asked for at once per SM; 4.3 TB/s at a
+// latency of 0.7 µs need 23 KB. A block uses x once per thread, so it reads it where it lies,
+// through the first cache, which the weights pass by.
 //
-// Sums are f32 and in one order for every number of tokens and every position among them: a row of the
-// result depends on its row of x alone, bit for bit.
+// Sums are f32 and in one order for every number of tokens and every position among them: a row of
+// the result depends on its row of x alone, bit for bit.
 #include "products.cuh"
 
 namespace {
@@ -19,7 +19,8 @@ constexpr int ROWS = 4;
 constexpr int CHUNK = 8;
 
 // Columns [0, left) of 8 that begin at `w`; the others are 0. WIDE: all 8 exist and are aligned.
-template <bool WIDE> __device__ void load_weights(uint32_t (&words)[4], const uint16_t *w, int left) {
+template <bool WIDE>
+__device__ void load_weights(uint32_t (&words)[4], const uint16_t *w, int left) {
     if constexpr (WIDE) {
         const uint4 q = load_once(reinterpret_cast<const uint4 *>(w));
         words[0] = q.x, words[1] = q.y, words[2] = q.z, words[3] = q.w;
@@ -46,8 +47,8 @@ template <bool WIDE> __device__ void load_x(float (&v)[CHUNK], const float *x, i
     }
 }
 
-// This thread's part of ROWS · TOKENS sums, [row][token]. Rows and tokens that do not exist repeat the
-// last one.
+// This thread's part of ROWS · TOKENS sums, [row][token]. Rows and tokens that do not exist repeat
+// the last one.
 template <int TOKENS, bool WIDE>
 __device__ void accumulate(float (&sum)[ROWS * TOKENS], const uint16_t *weight, const float *x,
                            int first_row, int tokens, int rows, int cols) {
@@ -57,7 +58,8 @@ __device__ void accumulate(float (&sum)[ROWS * TOKENS], const uint16_t *weight, 
     for (int c = threadIdx.x * CHUNK; c < cols; c += COLUMN_THREADS * CHUNK) {
         uint32_t words[ROWS][4];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) load_weights<WIDE>(words[r], weight + (min(r, last_row) * cols + c), cols - c);
+        for (int r = 0; r < ROWS; r++)
+            load_weights<WIDE>(words[r], weight + (min(r, last_row) * cols + c), cols - c);
 #pragma unroll
         for (int t = 0; t < TOKENS; t++) {
             float v[CHUNK];
@@ -77,9 +79,8 @@ __device__ void accumulate(float (&sum)[ROWS * TOKENS], const uint16_t *weight, 
 }
 
 template <int TOKENS>
-__device__ void matmul(float (&partial)[WARPS][ROWS * TOKENS], float *out,
-                       const uint16_t *weight, const float *x, const float *bias, int tokens,
-                       int rows, int cols) {
+__device__ void matmul(float (&partial)[WARPS][ROWS * TOKENS], float *out, const uint16_t *weight,
+                       const float *x, const float *bias, int tokens, int rows, int cols) {
     constexpr int SUMS = ROWS * TOKENS;
     const int first_row = blockIdx.x * ROWS;
     float sum[SUMS] = {};
@@ -104,12 +105,12 @@ __device__ void matmul(float (&partial)[WARPS][ROWS * TOKENS], float *out,
 }  // namespace
 
 // One kernel per number of tokens, of which fewer may be there. Grid: rows / ROWS, rounded up.
-#define MATMUL(TOKENS)                                                                                 \
-    extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) matmul_##TOKENS(                             \
+#define MATMUL(TOKENS)                                                                             \
+    extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) matmul_##TOKENS(                  \
         float *__restrict__ out, const uint16_t *__restrict__ weight, const float *__restrict__ x, \
-        const float *__restrict__ bias, int tokens, int rows, int cols) {                              \
-        __shared__ float partial[WARPS][ROWS * TOKENS];                                         \
-        matmul<TOKENS>(partial, out, weight, x, bias, tokens, rows, cols);                             \
+        const float *__restrict__ bias, int tokens, int rows, int cols) {                          \
+        __shared__ float partial[WARPS][ROWS * TOKENS];                                            \
+        matmul<TOKENS>(partial, out, weight, x, bias, tokens, rows, cols);                         \
     }
 
 MATMUL(1)
@@ -117,7 +118,8 @@ MATMUL(2)
 MATMUL(4)
 MATMUL(8)
 
-// x in two parts that tensor cores take: hi = bf16(x), lo = bf16(x − hi). |x − hi − lo| <= 2^-17·|x|.
+// x in two parts that tensor cores take: hi = bf16(x), lo = bf16(x − hi). |x − hi − lo| <=
+// 2^-17·|x|.
 extern "C" __global__ void matmul_split(uint16_t *__restrict__ hi, uint16_t *__restrict__ lo,
                                         const float *__restrict__ x, uint64_t n) {
     for (uint64_t i = blockIdx.x * uint64_t(blockDim.x) + threadIdx.x; i < n;
@@ -129,8 +131,8 @@ extern "C" __global__ void matmul_split(uint16_t *__restrict__ hi, uint16_t *__r
 }
 
 // out[t,:] = bias, to which the product is added.
-extern "C" __global__ void matmul_bias(float *__restrict__ out, const float *__restrict__ bias, int rows,
-                                       uint64_t n) {
+extern "C" __global__ void matmul_bias(float *__restrict__ out, const float *__restrict__ bias,
+                                       int rows, uint64_t n) {
     for (uint64_t i = blockIdx.x * uint64_t(blockDim.x) + threadIdx.x; i < n;
          i += uint64_t(gridDim.x) * blockDim.x)
         out[i] = bias[i % rows];

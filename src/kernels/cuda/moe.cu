@@ -1,18 +1,18 @@
-// moe_gate_up and moe_down for few rows: every (token, expert) pair is a product of a matrix with one
-// vector, straight from the stored blocks. Also both for bf16 experts, any number of rows.
+// moe_gate_up and moe_down for few rows: every (token, expert) pair is a product of a matrix with
+// one vector, straight from the stored blocks. Also both for bf16 experts, any number of rows.
 //
-// MXFP4: a thread owns one block of 32 columns, keeps its 32 values of x in registers and walks down ROWS
-// rows of the matrix: 16 bytes and a scale each, consecutive threads consecutive blocks. 90 blocks (2880
-// columns) are three warps, of whose lanes 94 % work.
+// MXFP4: a thread owns one block of 32 columns, keeps its 32 values of x in registers and walks
+// down ROWS rows of the matrix: 16 bytes and a scale each, consecutive threads consecutive blocks.
+// 90 blocks (2880 columns) are three warps, of whose lanes 94 % work.
 //
-// Loads: GROUP rows ahead, 128 B per thread. Of gate and up of 4 experts (960 blocks of 96 threads, 128
-// registers) 5 blocks are resident on an SM: 61 KB in flight, where 4.3 TB/s at a latency of 0.7 µs need
-// 23 KB. Instructions: 4.8 per weight (1.8 to place its bits, 1 to widen, 1 to multiply, 1 for the rest);
-// at 128 per clock an SM decodes 27 weights while 35 could arrive. The decoding, not memory, is what is
-// left to win: on tensor cores it would need half of that.
+// Loads: GROUP rows ahead, 128 B per thread. Of gate and up of 4 experts (960 blocks of 96 threads,
+// 128 registers) 5 blocks are resident on an SM: 61 KB in flight, where 4.3 TB/s at a latency of
+// 0.7 µs need 23 KB. Instructions: 4.8 per weight (1.8 to place its bits, 1 to widen, 1 to
+// multiply, 1 for the rest); at 128 per clock an SM decodes 27 weights while 35 could arrive. The
+// decoding, not memory, is what is left to win: on tensor cores it would need half of that.
 //
-// A pair's result depends on that pair alone, bit for bit, and the experts of a token are added in the
-// order of `indices`. An index that names no expert makes its outputs NaN.
+// A pair's result depends on that pair alone, bit for bit, and the experts of a token are added in
+// the order of `indices`. An index that names no expert makes its outputs NaN.
 #include "moe.cuh"
 
 namespace {
@@ -44,10 +44,11 @@ __device__ __forceinline__ void add_word(float (&sum)[2], uint32_t word, const f
     sum[0] = fmaf(d.x, x[3], sum[0]), sum[1] = fmaf(d.y, x[7], sum[1]);
 }
 
-// partial[r] = this warp's part of Σ_i W[first + r, i]·x[i] for ROWS rows, of which those behind the last
-// repeat it. `thread` of `threads` share the columns.
-__device__ void dot_rows(float *partial, const uint8_t *blocks, const uint8_t *scales, size_t matrix,
-                         int first, int rows, int cols, const float *x, int thread, int threads) {
+// partial[r] = this warp's part of Σ_i W[first + r, i]·x[i] for ROWS rows, of which those behind
+// the last repeat it. `thread` of `threads` share the columns.
+__device__ void dot_rows(float *partial, const uint8_t *blocks, const uint8_t *scales,
+                         size_t matrix, int first, int rows, int cols, const float *x, int thread,
+                         int threads) {
     const int stride = cols / 32, lane = threadIdx.x % 32;
     for (int begin = 0; begin < stride; begin += threads) {
         const int column = begin + thread;
@@ -76,9 +77,8 @@ __device__ void dot_rows(float *partial, const uint8_t *blocks, const uint8_t *s
                 add_word(half, block[r].y, v + 8);
                 add_word(half, block[r].z, v + 16);
                 add_word(half, block[r].w, v + 24);
-                // A lane without a column has read another's scale, which may be NaN.
-                const float by = mine ? e8m0_to_f32(scale[r]) : 0.0f;
-                sum[r] = (half[0] + half[1]) * FP4_UNIT * by;
+                // A lane without a column adds zeros, times a scale of the same row.
+                sum[r] = (half[0] + half[1]) * FP4_UNIT * e8m0_to_f32(scale[r]);
                 if (group + GROUP < ROWS) row.load(block[r], scale[r], group + GROUP + r);
             }
             const float total = warp_sums(sum);
@@ -92,38 +92,40 @@ __device__ void dot_rows(float *partial, const uint8_t *blocks, const uint8_t *s
 
 }  // namespace
 
-// out[pair, i]: gate is row 2i, up row 2i + 1. Block: a multiple of 32 threads up to 512; grid: rows / ROWS
-// rounded up, pairs.
+// out[pair, i]: gate is row 2i, up row 2i + 1. Block: a multiple of 32 threads up to 512; grid:
+// rows / ROWS rounded up, pairs.
 extern "C" __global__ void __launch_bounds__(32 * MAX_WARPS)
     moe_gate_up_mxfp4(float *__restrict__ out, const uint8_t *__restrict__ blocks,
                       const uint8_t *__restrict__ scales, const uint16_t *__restrict__ bias,
-                      const float *__restrict__ x, const uint32_t *__restrict__ indices, int experts,
-                      int rows, int cols, int k, float alpha, float limit) {
+                      const float *__restrict__ x, const uint32_t *__restrict__ indices,
+                      int experts, int rows, int cols, int k, float alpha, float limit) {
     __shared__ float partial[MAX_WARPS][ROWS];
     const size_t pair = blockIdx.y;
     const int first = blockIdx.x * ROWS, thread = threadIdx.x;
     const uint32_t expert = indices[pair];
     const bool known = expert < uint32_t(experts);
     if (known)
-        dot_rows(partial[thread / 32], blocks, scales, expert, first, rows, cols, x + pair / k * cols,
-                 thread, blockDim.x);
+        dot_rows(partial[thread / 32], blocks, scales, expert, first, rows, cols,
+                 x + pair / k * cols, thread, blockDim.x);
     __syncthreads();
     if (thread >= ROWS / 2 || first + 2 * thread >= rows) return;
     float h[2] = {quiet_nan(), quiet_nan()};
     for (int i = 0; known && i < 2; i++) {
         h[i] = bf16_to_f32(bias[size_t(expert) * rows + first + 2 * thread + i]);
-        for (int warp = 0; warp < int(blockDim.x) / 32; warp++) h[i] += partial[warp][2 * thread + i];
+        for (int warp = 0; warp < int(blockDim.x) / 32; warp++)
+            h[i] += partial[warp][2 * thread + i];
     }
     out[pair * (rows / 2) + first / 2 + thread] = clamped_swiglu(h[0], h[1], alpha, limit);
 }
 
-// `team` threads, a multiple of 32, share an expert's columns, and a block has as many teams as fit. Block:
-// up to 512 threads; grid: rows / ROWS rounded up, tokens.
+// `team` threads, a multiple of 32, share an expert's columns, and a block has as many teams as
+// fit. Block: up to 512 threads; grid: rows / ROWS rounded up, tokens.
 extern "C" __global__ void __launch_bounds__(32 * MAX_WARPS)
     moe_down_mxfp4(float *__restrict__ out, const uint8_t *__restrict__ blocks,
                    const uint8_t *__restrict__ scales, const uint16_t *__restrict__ bias,
                    const float *__restrict__ a, const uint32_t *__restrict__ indices,
-                   const float *__restrict__ weights, int experts, int rows, int cols, int k, int team) {
+                   const float *__restrict__ weights, int experts, int rows, int cols, int k,
+                   int team) {
     __shared__ float partial[MAX_WARPS][ROWS];
     const int first = blockIdx.x * ROWS, thread = threadIdx.x;
     const int teams = blockDim.x / team, warps = team / 32;
@@ -152,15 +154,13 @@ extern "C" __global__ void __launch_bounds__(32 * MAX_WARPS)
     if (writes) out[token * rows + first + thread] = sum;
 }
 
-// Dequantised experts, [E, cols, rows]: a thread per output, columns one after another. Consecutive threads
-// read consecutive weights.
-extern "C" __global__ void moe_gate_up_bf16(float *__restrict__ out,
-                                            const uint16_t *__restrict__ weight,
-                                            const uint16_t *__restrict__ bias,
-                                            const float *__restrict__ x,
-                                            const uint32_t *__restrict__ indices, uint64_t pairs,
-                                            int experts, int rows, int cols, int k, float alpha,
-                                            float limit) {
+// Dequantised experts, [E, cols, rows]: a thread per output, columns one after another. Consecutive
+// threads read consecutive weights.
+extern "C" __global__ void
+moe_gate_up_bf16(float *__restrict__ out, const uint16_t *__restrict__ weight,
+                 const uint16_t *__restrict__ bias, const float *__restrict__ x,
+                 const uint32_t *__restrict__ indices, uint64_t pairs, int experts, int rows,
+                 int cols, int k, float alpha, float limit) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= rows / 2) return;
     for (uint64_t pair = blockIdx.y; pair < pairs; pair += gridDim.y) {
@@ -181,11 +181,11 @@ extern "C" __global__ void moe_gate_up_bf16(float *__restrict__ out,
     }
 }
 
-extern "C" __global__ void moe_down_bf16(float *__restrict__ out, const uint16_t *__restrict__ weight,
-                                         const uint16_t *__restrict__ bias,
-                                         const float *__restrict__ a, const uint32_t *__restrict__ indices,
-                                         const float *__restrict__ weights, uint64_t tokens, int experts,
-                                         int rows, int cols, int k) {
+extern "C" __global__ void
+moe_down_bf16(float *__restrict__ out, const uint16_t *__restrict__ weight,
+              const uint16_t *__restrict__ bias, const float *__restrict__ a,
+              const uint32_t *__restrict__ indices, const float *__restrict__ weights,
+              uint64_t tokens, int experts, int rows, int cols, int k) {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= rows) return;
     for (uint64_t token = blockIdx.y; token < tokens; token += gridDim.y) {

@@ -1,11 +1,11 @@
-//! Routed experts for many tokens: moe_grouped.cu.
+//! Routed experts for many tokens: moe_sort.cu and moe_grouped.cu.
 
 use super::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, PushKernelArg};
 use super::{Cuda, CudaError, THREADS, int, uint};
 use crate::kernels::{ExpertShape, SwigluParams};
 use half::bf16;
 
-/// Most pairs of a tile: `PAIRS` in moe_grouped.cu.
+/// Most pairs of a tile: `PAIRS` in moe.cuh.
 const PAIRS: usize = 64;
 
 /// Rows of a matrix in a tile: `COLUMNS` in moe_grouped.cu.
@@ -14,7 +14,7 @@ const COLUMNS: usize = 128;
 /// Threads of a tile: `TILE_THREADS` in moe_grouped.cu.
 const TILE_THREADS: usize = 128;
 
-/// Threads that sort: `SORT_THREADS` in moe_grouped.cu.
+/// Threads that sort: `SORT_THREADS` in moe_sort.cu.
 const SORT_THREADS: usize = 512;
 
 /// (token, expert) pairs by expert.

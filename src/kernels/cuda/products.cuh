@@ -1,5 +1,5 @@
-// What the products of matrices share: weights that are read once, many sums over one warp, activations
-// in two parts for tensor cores.
+// What the products of matrices share: weights that are read once, many sums over one warp,
+// activations in two parts for tensor cores.
 #pragma once
 #include "args.cuh"
 
@@ -16,9 +16,9 @@ __device__ __forceinline__ uint4 load_once(const uint4 *p) {
 #endif
 }
 
-// N sums over the warp, N a power of two up to 32: lane l gets the sum of v[l / (32 / N)] of all lanes.
-// While more than one is left, a lane hands half of them to its partner: N − 1 shuffles and a few, not
-// 5·N. Every sum is added in the order of warp_sum, whatever N and its place.
+// N sums over the warp, N a power of two up to 32: lane l gets the sum of v[l / (32 / N)] of all
+// lanes. While more than one is left, a lane hands half of them to its partner: N − 1 shuffles and
+// a few, not 5·N. Every sum is added in the order of warp_sum, whatever N and its place.
 template <int N> __device__ __forceinline__ float warp_sums(float (&v)[N]) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -38,8 +38,8 @@ template <int N> __device__ __forceinline__ float warp_sums(float (&v)[N]) {
     return v[0];
 }
 
-// x as hi + lo, two bf16: |x − hi − lo| <= 2^-17·|x|. Infinity and NaN are hi alone; a finite x that would
-// round to infinity has the largest bf16 as hi.
+// x as hi + lo, two bf16: |x − hi − lo| <= 2^-17·|x|. Infinity and NaN are hi alone; a finite x
+// that would round to infinity has the largest bf16 as hi.
 struct Bf16Parts {
     uint16_t hi, lo;
 };

@@ -1,11 +1,11 @@
-// topk_softmax: the k largest logits of each row in descending order, ties to the lower index, NaN behind
-// every number, and the softmax over those k.
+// topk_softmax: the k largest logits of each row in descending order, ties to the lower index, NaN
+// behind every number, and the softmax over those k.
 #include "args.cuh"
 
 namespace {
 
-// Orders logits as the router wants them: larger numbers are larger keys, −0 and +0 are equal, NaN is
-// below −∞.
+// Orders logits as the router wants them: larger numbers are larger keys, −0 and +0 are equal, NaN
+// is below −∞.
 __device__ uint32_t rank_of(float logit) {
     if (logit != logit) return 0;
     const uint32_t bits = __float_as_uint(logit == 0.0f ? 0.0f : logit);
@@ -14,17 +14,19 @@ __device__ uint32_t rank_of(float logit) {
 
 }  // namespace
 
-// One warp per row. Each of the k rounds finds the best logit behind the one found before it, so nothing
-// has to be marked as taken and any number of experts will do: a lane looks at its share again, from the
-// first cache.
+// One warp per row. Each of the k rounds finds the best logit behind the one found before it, so
+// nothing has to be marked as taken and any number of experts will do: a lane looks at its share
+// again, from the first cache.
 extern "C" __global__ void topk_softmax(uint32_t *__restrict__ indices, float *__restrict__ weights,
-                                        const float *__restrict__ logits, int tokens, int experts, int k) {
+                                        const float *__restrict__ logits, int tokens, int experts,
+                                        int k) {
     const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
     const int t = blockIdx.x * warps + threadIdx.x / 32;
     if (t >= tokens) return;
     logits += size_t(t) * experts, indices += size_t(t) * k, weights += size_t(t) * k;
 
-    // Rank above, then the lower index above: the largest is the next in order, and no two are equal.
+    // Rank above, then the lower index above: the largest is the next in order, and no two are
+    // equal.
     uint64_t last = ~uint64_t(0);
     float largest = 0.0f, sum = 0.0f;
     for (int j = 0; j < k; j++) {
