@@ -1,7 +1,7 @@
 //! [`DeviceName`]: where a model runs, by name.
 
 use super::Device;
-use crate::{Error, ErrorKind, ModelConfig, Result};
+use crate::{Error, ModelConfig, Result};
 
 /// Where a model runs: `"cpu"`, `"cuda"` (the first GPU), or `"cuda:1"`.
 ///
@@ -62,8 +62,8 @@ impl DeviceName {
             ))),
             #[cfg(feature = "cuda")]
             DeviceName::Cuda(number) => cuda::open(number).map_err(|error| {
-                Error::new(ErrorKind::Device, format!("{self} cannot be used: {error}"))
-                    .with_source(error)
+                let message = format!("{self} cannot be used: {error}");
+                Error::new(crate::ErrorKind::Device, message).with_source(error)
             }),
         }
     }
@@ -111,6 +111,7 @@ mod cuda {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ErrorKind;
 
     #[test]
     fn names_are_read_and_written() {

@@ -4,7 +4,9 @@ use crate::kernels::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{self, Cuda, cudarc::driver::CudaSlice, cudarc::driver::CudaView};
 use crate::kernels::{Dense, Experts};
-use candle_core::{Result, bail};
+use candle_core::Result;
+#[cfg(feature = "cuda")]
+use candle_core::bail;
 use half::bf16;
 
 /// The kernels a model runs on. Its tensors live where these compute.

@@ -142,7 +142,11 @@ impl<'a> Upload<'a> {
                 last.map_or(Ok(()), send)?;
                 others.into_iter().try_for_each(|lane| lane.join().expect("no lane panics"))
             });
-            sent.map_err(failed)?;
+            if let Err(error) = sent {
+                // The copy is freed on the way out, so nothing may be on its way there.
+                self.wait().map_err(failed)?;
+                return Err(failed(error));
+            }
             self.done += part.len() as u64;
             (self.progress)(self.done);
         }
@@ -157,8 +161,11 @@ impl<'a> Upload<'a> {
     ///
     /// When a transfer failed.
     pub fn finish(self) -> Result<(), CudaError> {
-        let wait = |lane: &Lane| lane.stream.synchronize();
-        self.lanes.iter().try_for_each(wait).map_err(|e| CudaError::new("transfer of weights", e))
+        self.wait().map_err(|e| CudaError::new("transfer of weights", e))
+    }
+
+    fn wait(&self) -> Result<(), DriverError> {
+        self.lanes.iter().try_for_each(|lane| lane.stream.synchronize())
     }
 }
 
