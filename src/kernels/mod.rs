@@ -1,7 +1,8 @@
 //! Raw kernels over slices: what each computes, on which layout, to which accuracy.
 //!
 //! Below this line nothing is known of candle, config or files. [`mod@reference`] holds the f64
-//! specification of every kernel, written to be read; [`cpu`] the tiers chosen at run time.
+//! specification of every kernel, written to be read; [`cpu`] the tiers chosen at run time; `cuda`, with
+//! the feature of that name, the same on an NVIDIA GPU.
 //!
 //! Shape letters: T rows (tokens of the flat batch), H hidden, I intermediate, O output features,
 //! Q query heads, K key/value heads, D head_dim, E experts of the layer, k experts per token,
@@ -19,6 +20,7 @@
 //! | `moe_down` | `out[t,:] = Σ_j weight[t,j] · (W_d[e_j]·a[t·k+j,:] + b_d[e_j])`, summed in the order of `indices` | `a: [T·k,I]`, `W_d: [E,H,I]`, `out: [T,H]` | bounded, row-invariant |
 //! | `kv_write` | stores row t of k and v at `slots[t]`, converted to the page's type | `k, v: [T,K,D]`, page `[2,K,64,D]` | exact |
 //! | `attention` | softmax over the visible positions and the head's sink, times V | `q, out: [T,Q,D]`, pages | bounded, row-invariant |
+//! | `sample` | penalties, bias, mask; temperature, the k largest, the nucleus, the likely enough; one drawn | `logits: [R,V]`, `out: [R]` | the token exact but for the rounding of sums |
 //! | `mxfp4_decode` | `FP4[nibble] · 2^(scale−127)` | blocks `[rows, cols/2]`, scales `[rows, cols/32]` | exact |
 //! | `fp8_encode`, `fp8_decode` | E4M3FN, round to nearest even, saturate at ±448; NaN stays NaN | scalar | exact |
 //!
@@ -42,6 +44,9 @@
 
 #[allow(unsafe_code)]
 pub mod cpu;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+pub mod cuda;
 pub mod reference;
 
 use half::bf16;
@@ -167,6 +172,53 @@ pub struct AttentionRows<'a> {
     pub page_tables: &'a [&'a [u32]],
     /// Positions seen, the row's own included; `None` for all.
     pub window: Option<usize>,
+}
+
+/// How a token is drawn from a row of logits: the steps and their order are those of
+/// [`crate::generation`]'s sampler.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw<'a> {
+    /// Divides the logits; 0 takes the largest.
+    pub temperature: f64,
+    /// Keeps this many of the largest; 0 keeps all.
+    pub top_k: usize,
+    /// Of those, the fewest whose probabilities reach this; 1 keeps all.
+    pub top_p: f64,
+    /// Of those, the ones at least this times as probable as the most probable.
+    pub min_p: f64,
+    /// Divides positive logits of tokens that were seen, multiplies negative ones.
+    pub repetition_penalty: f32,
+    /// Subtracted from logits of tokens the answer has.
+    pub presence_penalty: f32,
+    /// Subtracted for each time the answer has them.
+    pub frequency_penalty: f32,
+    /// Tokens of prompt and answer, ascending, each with how often the answer has it.
+    pub seen: &'a [(u32, u32)],
+    /// Added to logits, after the penalties; by ascending token.
+    pub bias: &'a [(u32, f32)],
+    /// Which tokens may be drawn, a bit for each, none behind its end; `None` for all.
+    pub allowed: Option<&'a [u32]>,
+    /// In 0..1: the token is the first, in descending order, at which the sum of probabilities exceeds it.
+    pub uniform: f64,
+}
+
+impl Default for Draw<'_> {
+    /// From all, by their probability.
+    fn default() -> Self {
+        Draw {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seen: &[],
+            bias: &[],
+            allowed: None,
+            uniform: 0.0,
+        }
+    }
 }
 
 /// Decodes an E8M0 scale, `2^(s − 127)`. Exact for 0..=254; 255 is NaN in the OCP MX format.

@@ -4,10 +4,12 @@ use super::Step;
 use super::attention::Attention;
 use super::moe::Moe;
 use super::norm::RmsNorm;
+use super::residual::Residual;
 use crate::Result;
 use crate::kernels::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Upload;
 use crate::weights::Checkpoint;
-use candle_core::Tensor;
 
 /// `x += attention(norm(x))`, then `x += experts(norm(x))`.
 pub(super) struct DecoderLayer {
@@ -34,12 +36,20 @@ impl DecoderLayer {
         self.self_attn.quantize(cpu);
     }
 
-    /// `x: [T, H]` to `[T, H]`.
-    pub(super) fn forward(&self, x: Tensor, layer: usize, step: &Step<'_>) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(&x, step.cpu)?;
-        let x = (x + self.self_attn.forward(&normed, layer, step)?)?;
-        let normed = self.post_attention_layernorm.forward(&x, step.cpu)?;
-        let experts = self.mlp.forward(&normed, step.cpu)?;
-        Ok((x + experts)?)
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        self.input_layernorm.upload(to)?;
+        self.self_attn.upload(to)?;
+        self.post_attention_layernorm.upload(to)?;
+        self.mlp.upload(to)
+    }
+
+    /// `x: [T, H]` in place.
+    pub(super) fn forward(&self, x: &mut Residual, layer: usize, step: &Step<'_>) -> Result<()> {
+        let normed = self.input_layernorm.forward(x, step.engine)?;
+        x.add(self.self_attn.forward(&normed, layer, step)?);
+        let normed = self.post_attention_layernorm.forward(x, step.engine)?;
+        x.add(self.mlp.forward(&normed, step.engine)?);
+        Ok(())
     }
 }

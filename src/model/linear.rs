@@ -1,23 +1,20 @@
-//! [`Linear`]: a dense projection, its weight left as stored or held in 8 bits.
+//! [`Linear`]: a dense projection.
 
+use super::weight::{Bf16Weight, DenseWeight, Vector};
+use crate::Result;
 use crate::kernels::cpu::Cpu;
-use crate::kernels::{Dense, Q8_BLOCK};
-use crate::weights::{Checkpoint, StoredTensor};
-use crate::{Result, ops};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Upload;
+use crate::ops::{self, Engine};
+use crate::weights::Checkpoint;
 use candle_core::Tensor;
-use half::bf16;
 
 /// `x · Wᵀ + b` with `W: [rows, cols]`.
 pub(super) struct Linear {
-    weight: Weight,
-    bias: Option<Vec<f32>>,
+    weight: DenseWeight,
+    bias: Option<Vector>,
     rows: usize,
     cols: usize,
-}
-
-enum Weight {
-    Stored(StoredTensor),
-    Q8 { quants: Vec<i8>, scales: Vec<bf16> },
 }
 
 impl Linear {
@@ -28,7 +25,7 @@ impl Linear {
         rows: usize,
         cols: usize,
     ) -> Result<Linear> {
-        let bias = checkpoint.f32(&format!("{name}.bias"), &[rows])?;
+        let bias = Vector::Host(checkpoint.f32(&format!("{name}.bias"), &[rows])?);
         Ok(Linear { bias: Some(bias), ..Linear::without_bias(checkpoint, name, rows, cols)? })
     }
 
@@ -40,28 +37,23 @@ impl Linear {
         cols: usize,
     ) -> Result<Linear> {
         let weight = checkpoint.bf16(&format!("{name}.weight"), &[rows, cols])?;
-        Ok(Linear { weight: Weight::Stored(weight), bias: None, rows, cols })
+        Ok(Linear { weight: DenseWeight::Bf16(Bf16Weight::Stored(weight)), bias: None, rows, cols })
     }
 
     /// Holds the weight in 8 bits from here on, unless its rows are not whole blocks.
     pub(super) fn quantize(&mut self, cpu: &Cpu) {
-        if let Weight::Stored(stored) = &self.weight
-            && self.cols.is_multiple_of(Q8_BLOCK)
-        {
-            let stored = stored.bf16();
-            let mut quants = vec![0; stored.len()];
-            let mut scales = vec![bf16::ZERO; stored.len() / Q8_BLOCK];
-            cpu.q8_encode(&mut quants, &mut scales, stored);
-            self.weight = Weight::Q8 { quants, scales };
-        }
+        self.weight.quantize(cpu, self.cols);
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        self.weight.upload(to)?;
+        self.bias.as_mut().map_or(Ok(()), |bias| bias.upload(to))
     }
 
     /// `x: [T, cols]` to `[T, rows]`.
-    pub(super) fn forward(&self, x: &Tensor, cpu: &Cpu) -> Result<Tensor> {
-        let weight = match &self.weight {
-            Weight::Stored(weight) => Dense::Bf16(weight.bf16()),
-            Weight::Q8 { quants, scales } => Dense::Q8 { quants, scales },
-        };
-        Ok(ops::matmul(cpu, x, weight, self.bias.as_deref(), self.rows, self.cols)?)
+    pub(super) fn forward(&self, x: &Tensor, engine: &Engine) -> Result<Tensor> {
+        let bias = self.bias.as_ref().map(Vector::slice);
+        Ok(ops::matmul(engine, x, self.weight.matrix(), bias, self.rows, self.cols)?)
     }
 }

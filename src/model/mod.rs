@@ -17,22 +17,32 @@
 mod attention;
 mod batch;
 mod decoder_layer;
+mod device;
 mod linear;
 mod moe;
 mod norm;
+mod residual;
 mod rope;
+mod weight;
 
 pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
+pub use device::DeviceName;
+pub(crate) use device::{free_memory, workspace};
 
 use crate::cache::{KvCache, Sequence};
 use crate::kernels::cpu::Cpu;
-use crate::weights::{Checkpoint, StoredTensor};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::{Cuda, Upload};
+use crate::ops::{Engine, Rows};
+use crate::weights::Checkpoint;
 use crate::{Error, ErrorKind, ModelConfig, Result, ops};
 use decoder_layer::DecoderLayer;
 use linear::Linear;
 use norm::RmsNorm;
+use residual::Residual;
 use rope::YarnRope;
+use weight::Bf16Weight;
 
 /// A gpt-oss or gpt-oss-puzzle transformer, ready to run.
 ///
@@ -40,8 +50,9 @@ use rope::YarnRope;
 /// [`Sequence`]s.
 pub struct GptOss {
     config: ModelConfig,
-    cpu: Cpu,
-    embed_tokens: StoredTensor, // [V, H]
+    engine: Engine,
+    device: Device,
+    embed_tokens: Bf16Weight, // [V, H]
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear, // [V, H]
@@ -78,11 +89,9 @@ impl std::str::FromStr for DenseDtype {
 
 /// What every layer of one forward pass shares.
 struct Step<'a> {
-    cpu: &'a Cpu,
-    positions: &'a [u32],    // T
-    sequence_ids: &'a [u32], // T, index into `sequences`
-    sequences: &'a [&'a Sequence],
+    engine: &'a Engine,
     cache: &'a KvCache,
+    rows: Rows<'a>,
     cos: Tensor, // [T, D/2]
     sin: Tensor, // [T, D/2]
 }
@@ -105,8 +114,11 @@ impl GptOss {
         let config = checkpoint.config().clone();
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         Ok(GptOss {
-            cpu,
-            embed_tokens: checkpoint.bf16("model.embed_tokens.weight", &[vocab, hidden])?,
+            engine: Engine::Cpu(cpu),
+            device: Device::Cpu,
+            embed_tokens: Bf16Weight::Stored(
+                checkpoint.bf16("model.embed_tokens.weight", &[vocab, hidden])?,
+            ),
             layers: (0..config.num_hidden_layers())
                 .map(|layer| DecoderLayer::new(checkpoint, layer))
                 .collect::<Result<_>>()?,
@@ -121,8 +133,16 @@ impl GptOss {
     #[must_use]
     pub fn with_dense_dtype(mut self, dtype: DenseDtype) -> GptOss {
         if dtype == DenseDtype::Q8 {
-            self.layers.iter_mut().for_each(|layer| layer.quantize(&self.cpu));
-            self.lm_head.quantize(&self.cpu);
+            match &self.engine {
+                Engine::Cpu(cpu) => {
+                    self.layers.iter_mut().for_each(|layer| layer.quantize(cpu));
+                    self.lm_head.quantize(cpu);
+                }
+                #[cfg(feature = "cuda")]
+                Engine::Cuda(_) => {
+                    tracing::warn!("a model on a CUDA device keeps its dense weights in BF16")
+                }
+            }
         }
         self
     }
@@ -132,9 +152,54 @@ impl GptOss {
         &self.config
     }
 
-    /// The CPU kernels the model runs on: `scalar`, `avx2` or `avx512`, and the number of threads.
+    /// Moves the model to `device`, see [`DeviceName::open`]: the weights are copied there, and
+    /// `progress` is called with the bytes copied so far. The sequences it is run on must come from a
+    /// cache on the same device. Moving to the CPU does nothing.
+    ///
+    /// # Errors
+    /// `Device` when the weights do not fit or the device fails; `InvalidRequest` for dense weights in
+    /// 8 bits and for a device of another kind than `cpu` and `cuda`.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "nothing to report"))]
+    pub fn to_device(self, device: &Device, progress: impl FnMut(u64)) -> Result<GptOss> {
+        match device {
+            Device::Cpu if self.device.is_cpu() => Ok(self),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) if self.device.is_cpu() => self.to_cuda(cuda, progress),
+            _ => Err(Error::invalid_request(format!(
+                "a model cannot move from {:?} to {:?}",
+                self.device.location(),
+                device.location()
+            ))),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn to_cuda(
+        mut self,
+        device: &candle_core::CudaDevice,
+        progress: impl FnMut(u64),
+    ) -> Result<GptOss> {
+        let cuda = Cuda::new(device.cuda_stream(), device.cublas_handle())?;
+        let mut upload = Upload::new(&cuda, progress)?;
+        self.embed_tokens.upload(&mut upload)?;
+        for layer in &mut self.layers {
+            layer.upload(&mut upload)?;
+        }
+        self.norm.upload(&mut upload)?;
+        self.lm_head.upload(&mut upload)?;
+        upload.finish()?;
+        Ok(GptOss { engine: Engine::Cuda(cuda), device: Device::Cuda(device.clone()), ..self })
+    }
+
+    /// Where the model runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the model runs on: the CPU's kernels, `scalar`, `avx2` or `avx512`, and the number of
+    /// threads; or the GPU by its number, name and compute capability.
     pub fn kernels(&self) -> String {
-        format!("{:?} x {}", self.cpu.isa(), self.cpu.threads()).to_lowercase()
+        self.engine.to_string()
     }
 
     /// One step over a flat ragged batch.
@@ -165,29 +230,23 @@ impl GptOss {
     }
 
     fn run(&self, batch: &Batch, sequences: &[&Sequence]) -> Result<Tensor> {
-        let device = Device::Cpu;
-        let (cos, sin) = self.rope.cos_sin(batch.positions(), &device)?;
-        let step = Step {
-            cpu: &self.cpu,
-            positions: batch.positions(),
-            sequence_ids: batch.sequence_ids(),
-            sequences,
-            cache: sequences[0].cache(),
-            cos,
-            sin,
-        };
-        let tokens = Tensor::new(batch.tokens(), &device)?;
-        let hidden = self.config.hidden_size;
-        let mut x = ops::embedding(&self.cpu, &tokens, self.embed_tokens.bf16(), hidden)?; // [T, H]
+        let (engine, device) = (&self.engine, &self.device);
+        let (cos, sin) = self.rope.cos_sin(batch.positions(), device)?;
+        let rows = rows(engine, batch, sequences, self.layers.len())?;
+        let step = Step { engine, cache: sequences[0].cache(), rows, cos, sin };
+        let tokens = Tensor::new(batch.tokens(), device)?;
+        let (table, hidden) = (self.embed_tokens.slice(), self.config.hidden_size);
+        let mut x = Residual::new(ops::embedding(engine, &tokens, table, hidden)?); // [T, H]
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(x, index, &step)?;
+            layer.forward(&mut x, index, &step)?;
         }
         if batch.logit_rows().is_empty() {
-            return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &device)?);
+            // Nothing to be computed, and devices have no memory of no bytes.
+            return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &Device::Cpu)?);
         }
-        let rows = Tensor::new(batch.logit_rows(), &device)?;
-        let x = self.norm.forward(&x.index_select(&rows, 0)?, &self.cpu)?; // [rows, H]
-        self.lm_head.forward(&x, &self.cpu) // [rows, V]
+        let rows = Tensor::new(batch.logit_rows(), device)?;
+        let x = self.norm.forward(&mut x.rows(&rows, engine)?, engine)?; // [rows, H]
+        self.lm_head.forward(&x, engine) // [rows, V]
     }
 
     fn check(&self, batch: &Batch, sequences: &[&mut Sequence]) -> Result<()> {
@@ -199,6 +258,11 @@ impl GptOss {
             if !sequence.cache().same_pool(sequences[0].cache()) {
                 return Err(Error::invalid_request(
                     "the sequences of a batch come from different caches",
+                ));
+            }
+            if !sequence.cache().words().device().same_device(&self.device) {
+                return Err(Error::invalid_request(
+                    "the key-value cache is on another device than the model",
                 ));
             }
             if !sequence.cache().fits(&self.config) {
@@ -239,6 +303,23 @@ impl GptOss {
         }
         Ok(())
     }
+}
+
+/// Where every row of `batch` stands, in every layer.
+fn rows<'a>(
+    engine: &Engine,
+    batch: &'a Batch,
+    sequences: &'a [&Sequence],
+    layers: usize,
+) -> Result<Rows<'a>> {
+    let mut slots = Vec::with_capacity(layers * batch.len());
+    let mut page_tables = Vec::with_capacity(layers * sequences.len());
+    for layer in 0..layers {
+        let rows = batch.positions().iter().zip(batch.sequence_ids());
+        slots.extend(rows.map(|(&p, &id)| sequences[id as usize].slot(layer, p as usize)));
+        page_tables.extend(sequences.iter().map(|s| s.page_table(layer)));
+    }
+    Ok(Rows::new(engine, batch.positions(), batch.sequence_ids(), slots, page_tables, layers)?)
 }
 
 /// Takes every page the step needs from the pool, or none.

@@ -1,11 +1,13 @@
 //! [`Moe`]: the router and its experts.
 
 use super::linear::Linear;
+use super::weight::ExpertWeights;
 use crate::Result;
-use crate::kernels::cpu::Cpu;
-use crate::kernels::{ExpertShape, Experts, SwigluParams};
-use crate::ops::{self, ExpertProjection};
-use crate::weights::{Checkpoint, ExpertTensors, StoredTensor};
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Upload;
+use crate::kernels::{ExpertShape, SwigluParams};
+use crate::ops::{self, Engine};
+use crate::weights::Checkpoint;
 use candle_core::Tensor;
 
 /// Each token goes to the k experts of the largest router logits, weighted by the softmax over those
@@ -17,12 +19,6 @@ pub(super) struct Moe {
     down_proj: ExpertWeights,    // E × [H, I]
     experts_per_token: usize,
     swiglu: SwigluParams,
-}
-
-struct ExpertWeights {
-    weight: ExpertTensors,
-    bias: StoredTensor, // [E, rows]
-    shape: ExpertShape,
 }
 
 impl Moe {
@@ -53,37 +49,18 @@ impl Moe {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        self.router.upload(to)?;
+        self.gate_up_proj.upload(to)?;
+        self.down_proj.upload(to)
+    }
+
     /// `x: [T, H]` to `[T, H]`.
-    pub(super) fn forward(&self, x: &Tensor, cpu: &Cpu) -> Result<Tensor> {
-        let logits = self.router.forward(x, cpu)?; // [T, E]
-        let routing = ops::topk_softmax(cpu, &logits, self.experts_per_token)?; // [2, T, k]
-        let a = ops::moe_gate_up(cpu, x, &routing, self.gate_up_proj.projection(), self.swiglu)?; // [T·k, I]
-        Ok(ops::moe_down(cpu, &a, &routing, self.down_proj.projection())?) // [T, H]
-    }
-}
-
-impl ExpertWeights {
-    fn new(
-        checkpoint: &Checkpoint,
-        layer: usize,
-        projection: &str,
-        shape: ExpertShape,
-    ) -> Result<ExpertWeights> {
-        let bias = format!("model.layers.{layer}.mlp.experts.{projection}_bias");
-        Ok(ExpertWeights {
-            weight: checkpoint.experts(layer, projection, shape.rows, shape.cols)?,
-            bias: checkpoint.bf16(&bias, &[shape.experts, shape.rows])?,
-            shape,
-        })
-    }
-
-    fn projection(&self) -> ExpertProjection<'_> {
-        let weight = match &self.weight {
-            ExpertTensors::Mxfp4 { blocks, scales } => {
-                Experts::Mxfp4 { blocks: blocks.bytes(), scales: scales.bytes() }
-            }
-            ExpertTensors::Bf16(weight) => Experts::Bf16(weight.bf16()),
-        };
-        ExpertProjection { weight, bias: self.bias.bf16(), shape: self.shape }
+    pub(super) fn forward(&self, x: &Tensor, engine: &Engine) -> Result<Tensor> {
+        let logits = self.router.forward(x, engine)?; // [T, E]
+        let routing = ops::topk_softmax(engine, &logits, self.experts_per_token)?; // [2, T, k]
+        let a = ops::moe_gate_up(engine, x, &routing, self.gate_up_proj.projection(), self.swiglu)?; // [T·k, I]
+        Ok(ops::moe_down(engine, &a, &routing, self.down_proj.projection())?) // [T, H]
     }
 }

@@ -1,13 +1,16 @@
 //! `embedding`: rows of the BF16 embedding table, widened to f32.
 
-use super::u32_slice;
-use crate::kernels::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use super::cuda::{output, view};
+use super::{Engine, Slice, u32_slice};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use half::bf16;
 
 struct Embedding<'a> {
-    cpu: &'a Cpu,
-    table: &'a [bf16],
+    engine: &'a Engine,
+    table: Slice<'a, bf16>,
     hidden: usize,
 }
 
@@ -19,17 +22,27 @@ impl CustomOp1 for Embedding<'_> {
     fn cpu_fwd(&self, tokens: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let tokens = u32_slice(tokens, layout)?;
         let mut out = vec![0.0; tokens.len() * self.hidden];
-        self.cpu.embedding(&mut out, self.table, tokens, self.hidden);
+        self.engine.cpu()?.embedding(&mut out, self.table.host()?, tokens, self.hidden);
         Ok((CpuStorage::F32(out), (tokens.len(), self.hidden).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, tokens: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (cuda, table) = (self.engine.cuda()?, self.table.cuda()?);
+        let ids = view(tokens, layout)?;
+        let out = output(&tokens.device, ids.len() * self.hidden, |out| {
+            cuda.embedding(out, &table, &ids, self.hidden)
+        })?;
+        Ok((out, (ids.len(), self.hidden).into()))
     }
 }
 
 /// `tokens: [T]` u32, `table: [V, hidden]`, result `[T, hidden]`.
 pub(crate) fn embedding(
-    cpu: &Cpu,
+    engine: &Engine,
     tokens: &Tensor,
-    table: &[bf16],
+    table: Slice<'_, bf16>,
     hidden: usize,
 ) -> Result<Tensor> {
-    tokens.apply_op1_no_bwd(&Embedding { cpu, table, hidden })
+    tokens.apply_op1_no_bwd(&Embedding { engine, table, hidden })
 }

@@ -1,14 +1,16 @@
 //! `matmul`: a dense projection of f32 activations.
 
-use super::f32_slice;
-use crate::kernels::Dense;
-use crate::kernels::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use super::cuda::{output, view};
+use super::{Engine, Matrix, Slice, f32_slice};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 struct Matmul<'a> {
-    cpu: &'a Cpu,
-    weight: Dense<'a>,
-    bias: Option<&'a [f32]>,
+    engine: &'a Engine,
+    weight: Matrix<'a>,
+    bias: Option<Slice<'a, f32>>,
     rows: usize,
     cols: usize,
 }
@@ -22,19 +24,33 @@ impl CustomOp1 for Matmul<'_> {
         let tokens = layout.dims()[0];
         let mut out = vec![0.0; tokens * self.rows];
         let x = f32_slice(x, layout)?;
-        self.cpu.matmul(&mut out, self.weight, x, self.bias, self.rows, self.cols);
+        let bias = self.bias.map(Slice::host).transpose()?;
+        let weight = self.weight.host()?;
+        self.engine.cpu()?.matmul(&mut out, weight, x, bias, self.rows, self.cols);
         Ok((CpuStorage::F32(out), (tokens, self.rows).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let tokens = layout.dims()[0];
+        let (cuda, weight) = (self.engine.cuda()?, self.weight.cuda()?);
+        let bias = self.bias.map(Slice::cuda).transpose()?;
+        let values = view(x, layout)?;
+        let out = output(&x.device, tokens * self.rows, |out| {
+            cuda.matmul(out, &weight, &values, bias.as_ref(), self.rows, self.cols)
+        })?;
+        Ok((out, (tokens, self.rows).into()))
     }
 }
 
 /// `x · weightᵀ + bias`: `x: [T, cols]`, `weight: [rows, cols]`, result `[T, rows]`.
 pub(crate) fn matmul(
-    cpu: &Cpu,
+    engine: &Engine,
     x: &Tensor,
-    weight: Dense<'_>,
-    bias: Option<&[f32]>,
+    weight: Matrix<'_>,
+    bias: Option<Slice<'_, f32>>,
     rows: usize,
     cols: usize,
 ) -> Result<Tensor> {
-    x.apply_op1_no_bwd(&Matmul { cpu, weight, bias, rows, cols })
+    x.apply_op1_no_bwd(&Matmul { engine, weight, bias, rows, cols })
 }

@@ -1,27 +1,34 @@
 //! candle custom ops, one file per op: the only place where candle tensors meet raw kernels.
 //!
-//! Each file holds the op and the function that applies it. An op carries its weights as the slices
-//! they are stored in and the [`Cpu`](crate::kernels::cpu::Cpu) whose kernels run it; activations are
-//! contiguous f32 tensors. No op is differentiable.
+//! Each file holds the op and the function that applies it. An op carries the [`Engine`] whose kernels
+//! run it and its weights where the model keeps them; candle calls the half of it that belongs to where
+//! the activations live, which are contiguous f32 tensors. No op is differentiable.
 
 mod attention;
 mod copy_page;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod cuda;
 mod embedding;
-mod kv_write;
+mod engine;
+mod gather_rows;
 mod matmul;
 mod moe;
 mod rms_norm;
-mod rope;
+mod rope_kv_write;
+mod rows;
 mod topk;
 
 pub(crate) use attention::{AttentionCall, attention};
 pub(crate) use copy_page::copy_page;
 pub(crate) use embedding::embedding;
-pub(crate) use kv_write::kv_write;
+pub(crate) use engine::{Engine, ExpertMatrices, Matrix, Slice};
+pub(crate) use gather_rows::gather_rows;
 pub(crate) use matmul::matmul;
 pub(crate) use moe::{ExpertProjection, moe_down, moe_gate_up};
-pub(crate) use rms_norm::rms_norm;
-pub(crate) use rope::rope;
+pub(crate) use rms_norm::{add_rms_norm, rms_norm};
+pub(crate) use rope_kv_write::{CacheWrite, rope_kv_write};
+pub(crate) use rows::Rows;
 pub(crate) use topk::topk_softmax;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
@@ -30,6 +37,15 @@ use candle_core::{CpuStorage, Layout, Result, bail};
 fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     match (storage, layout.contiguous_offsets()) {
         (CpuStorage::F32(data), Some((start, end))) => Ok(&data[start..end]),
+        (CpuStorage::F32(_), None) => bail!("expected a contiguous tensor, found {layout:?}"),
+        (other, _) => bail!("expected f32, found {:?}", dtype(other)),
+    }
+}
+
+/// The elements of a contiguous f32 tensor, to be written.
+fn f32_slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(data), Some((start, end))) => Ok(&mut data[start..end]),
         (CpuStorage::F32(_), None) => bail!("expected a contiguous tensor, found {layout:?}"),
         (other, _) => bail!("expected f32, found {:?}", dtype(other)),
     }
@@ -66,9 +82,9 @@ mod tests {
 
     #[test]
     fn a_view_of_whole_rows_is_read_in_place_and_any_other_is_refused() {
-        let cpu = Cpu::with_isa(Isa::Scalar, 1).expect("every machine has it");
+        let engine = Engine::Cpu(Cpu::with_isa(Isa::Scalar, 1).expect("every machine has it"));
         let x = Tensor::arange(0f32, 12f32, &Device::Cpu).unwrap().reshape((4, 3)).unwrap();
-        let norm = |x: &Tensor, width| rms_norm(&cpu, x, &vec![1.0; width], 1e-5);
+        let norm = |x: &Tensor, width| rms_norm(&engine, x, Slice::Host(&vec![1.0; width]), 1e-5);
         let whole = norm(&x, 3).unwrap().to_vec2::<f32>().unwrap();
         let rows = norm(&x.narrow(0, 1, 2).unwrap(), 3).unwrap();
         assert_eq!(rows.to_vec2::<f32>().unwrap(), whole[1..3]);

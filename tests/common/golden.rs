@@ -30,9 +30,14 @@ pub struct Golden {
     pub logits_f32_angles: Option<Vec<f32>>,
 }
 
-/// `tests/golden`.
+/// `tests/golden`: where `GOLDEN_DIR` says, of the sources the test was built from, or, for a binary that
+/// was carried to another machine, of the working directory.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+    if let Some(dir) = std::env::var_os("GOLDEN_DIR") {
+        return dir.into();
+    }
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    if sources.is_dir() { sources } else { "tests/golden".into() }
 }
 
 /// The checkpoint directories, by name.

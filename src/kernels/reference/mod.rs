@@ -8,11 +8,13 @@ mod attention;
 mod dense;
 mod moe;
 mod numbers;
+mod sampling;
 
 pub use attention::{attention, kv_write};
 pub use dense::{embedding, matmul, q8_encode, rms_norm, rope};
 pub use moe::{expert_weight, moe_down, moe_gate_up, mxfp4_decode, topk_softmax};
 pub use numbers::{e8m0, fp4, fp8_decode, fp8_encode};
+pub use sampling::{Sample, sample};
 
 /// Values of a bounded kernel, each with `Σ|terms|` of the sum behind it.
 #[derive(Clone, Debug, PartialEq)]

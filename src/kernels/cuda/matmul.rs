@@ -1,0 +1,143 @@
+//! Dense products: matmul.cu for few rows, cuBLAS for more.
+
+use super::cudarc::cublas::{result::gemm_ex, sys};
+use super::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut, PushKernelArg};
+use super::{Cuda, CudaError, THREADS, elements, int};
+use half::bf16;
+
+/// Rows of x that matmul.cu takes at once: `MATMUL(8)` is the largest.
+const FEW: usize = 8;
+
+/// Rows of the weight per block: `ROWS` in matmul.cu.
+const ROWS: usize = 4;
+
+/// Threads per block: `COLUMN_THREADS` in matmul.cu.
+const COLUMN_THREADS: usize = 128;
+
+impl Cuda {
+    /// `out[t,o] = bias[o] + Σ_i weight[o,i]·x[t,i]` with `weight: [rows, cols]`, `x: [T, cols]`,
+    /// `bias: [rows]`, `out: [T, rows]`.
+    ///
+    /// Of up to 8 rows of x each is row-invariant; more go to cuBLAS, whose order of summation is its own
+    /// and may change with T. There x is taken apart into two bf16, which leaves 2^-17 of it out.
+    ///
+    /// # Panics
+    ///
+    /// When `cols` is 0, or a length is not what the shapes say.
+    pub fn matmul(
+        &self,
+        out: &mut CudaViewMut<'_, f32>,
+        weight: &CudaView<'_, bf16>,
+        x: &CudaView<'_, f32>,
+        bias: Option<&CudaView<'_, f32>>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), CudaError> {
+        assert!(cols > 0 && x.len().is_multiple_of(cols), "x");
+        let t = x.len() / cols;
+        assert_eq!(weight.len(), elements([rows, cols]), "weight");
+        assert_eq!(out.len(), elements([t, rows]), "out");
+        assert!(bias.is_none_or(|b| b.len() == rows), "bias");
+        match t * rows {
+            0 => Ok(()),
+            _ if t <= FEW => self.matmul_few(out, weight, x, bias, rows, cols),
+            _ => self.matmul_many(out, weight, x, bias, rows, cols),
+        }
+    }
+
+    fn matmul_few(
+        &self,
+        out: &mut CudaViewMut<'_, f32>,
+        weight: &CudaView<'_, bf16>,
+        x: &CudaView<'_, f32>,
+        bias: Option<&CudaView<'_, f32>>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), CudaError> {
+        let t = x.len() / cols;
+        let kernel = self.kernel(match t {
+            1 => "matmul_1",
+            2 => "matmul_2",
+            3..=4 => "matmul_4",
+            _ => "matmul_8",
+        })?;
+        // Within x and within the rows of a block, offsets are 32 bits wide.
+        int(FEW * cols + COLUMN_THREADS * 8);
+        let (tokens, o, i, none) = (int(t), int(rows), int(cols), 0u64);
+        let mut call = kernel.call();
+        call.arg(out).arg(weight).arg(x);
+        match bias {
+            Some(bias) => call.arg(bias),
+            None => call.arg(&none),
+        };
+        call.arg(&tokens).arg(&o).arg(&i);
+        let blocks = rows.div_ceil(ROWS);
+        // SAFETY: rows and tokens behind the last are read as the last and not written; columns end at
+        // `cols`. The lengths hold the rest, and bias is `rows` long or null.
+        unsafe { kernel.launch(call, [blocks, 1, 1], COLUMN_THREADS, 0) }
+    }
+
+    fn matmul_many(
+        &self,
+        out: &mut CudaViewMut<'_, f32>,
+        weight: &CudaView<'_, bf16>,
+        x: &CudaView<'_, f32>,
+        bias: Option<&CudaView<'_, f32>>,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), CudaError> {
+        let t = x.len() / cols;
+        let mut hi = self.scratch::<bf16>(x.len())?;
+        let mut lo = self.scratch::<bf16>(x.len())?;
+        let (n, blocks) = (x.len() as u64, |n: usize| [n.div_ceil(THREADS).min(1 << 20), 1, 1]);
+        let kernel = self.kernel("matmul_split")?;
+        let mut call = kernel.call();
+        call.arg(&mut hi).arg(&mut lo).arg(x).arg(&n);
+        // SAFETY: both parts are as long as x.
+        unsafe { kernel.launch(call, blocks(x.len()), THREADS, 0) }?;
+        if let Some(bias) = bias {
+            let (o, n, grid) = (int(rows), out.len() as u64, blocks(out.len()));
+            let kernel = self.kernel("matmul_bias")?;
+            let mut call = kernel.call();
+            call.arg(&mut *out).arg(bias).arg(&o).arg(&n);
+            // SAFETY: writes the n values of out; bias is `rows` long.
+            unsafe { kernel.launch(call, grid, THREADS, 0) }?;
+        }
+        // cuBLAS counts columns first: weight is [cols, rows], x [cols, T], out [rows, T].
+        let (m, n, k) = (int(rows), int(t), int(cols));
+        let stream = self.stream();
+        let (weight, _weight) = weight.device_ptr(stream);
+        let (out, _out) = out.device_ptr_mut(stream);
+        for (part, add) in [(&hi, bias.is_some()), (&lo, true)] {
+            let (part, _part) = part.device_ptr(stream);
+            let (alpha, beta) = (1f32, f32::from(u8::from(add)));
+            // SAFETY: the three matrices have these shapes without gaps, which the lengths hold; alpha and
+            // beta are f32, as the type of the sums says.
+            let done = unsafe {
+                gemm_ex(
+                    *self.blas.handle(),
+                    sys::cublasOperation_t::CUBLAS_OP_T,
+                    sys::cublasOperation_t::CUBLAS_OP_N,
+                    m,
+                    n,
+                    k,
+                    (&raw const alpha).cast(),
+                    weight as *const _,
+                    sys::cudaDataType::CUDA_R_16BF,
+                    k,
+                    part as *const _,
+                    sys::cudaDataType::CUDA_R_16BF,
+                    k,
+                    (&raw const beta).cast(),
+                    out as *mut _,
+                    sys::cudaDataType::CUDA_R_32F,
+                    m,
+                    sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                    sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+                )
+            };
+            done.map_err(|e| CudaError::new("cublasGemmEx", e))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,240 @@
+//! CUDA kernels: the twin of [`Cpu`](super::cpu::Cpu) on an NVIDIA GPU, with safe entry points of the
+//! same names over device memory. Lengths are checked here, once; everything is asynchronous on one
+//! stream, and nothing returns to the host.
+//!
+//! Indices live on the device, so no entry point can look at them: a kernel that is given one outside
+//! its range writes NaN for that row and reads nothing. Every sum has a fixed order, so that equal
+//! calls give equal bits; where a row's bits depend on the number of rows, its entry point says so.
+//!
+//! **To add a family of kernels**: `name.cu` here, which includes `args.cuh` and nothing else, with
+//! `extern "C" __global__ void` kernels of the names in [THE TABLE](super); `name.rs` beside it, an
+//! `impl Cuda` of safe entry points, and `mod name;` below; tests in `tests/cuda/name.rs` and a `mod`
+//! line in `tests/cuda.rs`. Nothing else: `build.rs` compiles every .cu of this folder, and the emulator
+//! of `tests/cuda/emulator` finds every kernel in them.
+
+mod attention;
+mod cache;
+mod embedding;
+mod matmul;
+mod memory;
+mod moe;
+mod moe_grouped;
+mod rms_norm;
+mod sample;
+mod topk;
+
+pub use attention::{AttentionBlocks, RowsOnDevice};
+pub use memory::{Upload, free_memory, prepare};
+pub use moe::CudaExperts;
+pub use sample::{NOT_FINITE, NOTHING_LEFT};
+
+// The one place that reaches for cudarc: by way of candle, so that there is one version of it.
+pub use candle_core::cuda_backend::cudarc;
+use cudarc::cublas::CudaBlas;
+use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError,
+    LaunchArgs, LaunchConfig,
+};
+use cudarc::nvrtc::Ptx;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// The fat binary of each .cu, by its name.
+static FATBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
+
+/// Threads of a block where a kernel does not say otherwise: `THREADS` in args.cuh.
+const THREADS: usize = 256;
+
+/// Dynamic shared memory that a launch may have without more.
+const SHARED_WITHOUT_ASKING: usize = 48 << 10;
+
+/// What the driver or cuBLAS refused, and in which kernel.
+#[derive(Debug)]
+pub struct CudaError {
+    what: String,
+    source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl CudaError {
+    /// `source`, which happened while `what` was done.
+    pub fn new(
+        what: impl Into<String>,
+        source: impl std::error::Error + Send + Sync + 'static,
+    ) -> CudaError {
+        CudaError { what: what.into(), source: Box::new(source) }
+    }
+
+    fn missing(kernel: &str) -> CudaError {
+        CudaError { what: format!("kernel {kernel}"), source: "is in no fat binary".into() }
+    }
+}
+
+impl std::fmt::Display for CudaError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.what, self.source)
+    }
+}
+
+impl std::error::Error for CudaError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&*self.source)
+    }
+}
+
+/// The modules of the fat binaries in one context.
+struct Modules(Vec<Arc<CudaModule>>);
+
+impl Modules {
+    /// Those of `context`, loaded by whoever asks first and kept while somebody holds them.
+    fn of(context: &Arc<CudaContext>) -> Result<Arc<Modules>, CudaError> {
+        static LOADED: Mutex<Vec<(usize, Weak<Modules>)>> = Mutex::new(Vec::new());
+        let key = context.cu_ctx() as usize;
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        loaded.retain(|(_, modules)| modules.strong_count() > 0);
+        let known = loaded.iter().find(|(of, _)| *of == key).and_then(|(_, m)| m.upgrade());
+        if let Some(modules) = known {
+            return Ok(modules);
+        }
+        let load = |(name, image): &(&str, &[u8])| {
+            let module = context.load_module(Ptx::from_binary(image.to_vec()));
+            module.map_err(|e| CudaError::new(format!("kernels of {name}.cu"), e))
+        };
+        let modules = Arc::new(Modules(FATBINS.iter().map(load).collect::<Result<_, _>>()?));
+        loaded.push((key, Arc::downgrade(&modules)));
+        Ok(modules)
+    }
+}
+
+/// Elements of an array of shape `shape`. Lengths are compared with this instead of a product that may
+/// have wrapped around: the kernels rely on the comparison.
+///
+/// # Panics
+///
+/// When the number does not fit.
+fn elements<const N: usize>(shape: [usize; N]) -> usize {
+    let product = shape.into_iter().try_fold(1, usize::checked_mul);
+    product.unwrap_or_else(|| panic!("an array of shape {shape:?} overflows"))
+}
+
+/// A size as a kernel takes it.
+///
+/// # Panics
+///
+/// When it does not fit: shapes of that size are no shapes of a model.
+fn int(size: usize) -> i32 {
+    i32::try_from(size).unwrap_or_else(|_| panic!("{size} is too large for a kernel"))
+}
+
+/// An index or a number of blocks as a kernel takes it, see [`int`].
+fn uint(size: usize) -> u32 {
+    u32::try_from(size).unwrap_or_else(|_| panic!("{size} is too large for a kernel"))
+}
+
+/// The kernels on one stream of one device.
+///
+/// Every method panics when a length contradicts the shapes it documents; the callers own those numbers,
+/// not the user's files. A result is there when the stream has come that far.
+pub struct Cuda {
+    stream: Arc<CudaStream>,
+    blas: Arc<CudaBlas>,
+    modules: Arc<Modules>,
+    functions: Mutex<HashMap<&'static str, CudaFunction>>,
+}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cuda").field("ordinal", &self.stream.context().ordinal()).finish()
+    }
+}
+
+impl Cuda {
+    /// The kernels on `stream`, with a cuBLAS handle that works on the same one: of a candle device,
+    /// `device.cuda_stream()` and `device.cublas_handle()`.
+    ///
+    /// # Errors
+    ///
+    /// When the driver cannot load the kernels, for example because none were compiled for the device.
+    pub fn new(stream: Arc<CudaStream>, blas: Arc<CudaBlas>) -> Result<Cuda, CudaError> {
+        let modules = Modules::of(stream.context())?;
+        Ok(Cuda { stream, blas, modules, functions: Mutex::default() })
+    }
+
+    /// The stream every kernel runs on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// The cuBLAS handle on that stream.
+    pub fn blas(&self) -> &Arc<CudaBlas> {
+        &self.blas
+    }
+
+    /// Memory for `n` values that a call needs while it runs. It is given back in the order of the stream,
+    /// so nobody waits; what it holds is undefined.
+    fn scratch<T: DeviceRepr>(&self, n: usize) -> Result<CudaSlice<T>, CudaError> {
+        // SAFETY: the kernels that are given it write what they read.
+        let memory = unsafe { self.stream.alloc(n) };
+        memory.map_err(|e| CudaError::new(format!("{n} values of scratch memory"), e))
+    }
+
+    /// The kernel of this name in any of the .cu.
+    fn kernel(&self, name: &'static str) -> Result<Kernel<'_>, CudaError> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let function = match functions.get(name) {
+            Some(function) => function.clone(),
+            None => {
+                let found = self.modules.0.iter().find_map(|m| m.load_function(name).ok());
+                let function = found.ok_or_else(|| CudaError::missing(name))?;
+                functions.insert(name, function.clone());
+                function
+            }
+        };
+        Ok(Kernel { name, function, stream: &self.stream })
+    }
+}
+
+/// A kernel, to be called with [`Kernel::call`], its arguments, and [`Kernel::launch`].
+struct Kernel<'a> {
+    name: &'static str,
+    function: CudaFunction,
+    stream: &'a CudaStream,
+}
+
+impl Kernel<'_> {
+    /// Takes the arguments in the order of the kernel's parameters.
+    fn call(&self) -> LaunchArgs<'_> {
+        self.stream.launch_builder(&self.function)
+    }
+
+    /// Starts `call` on `grid` blocks of `threads` with `shared` bytes of dynamic shared memory. A grid
+    /// without blocks does nothing.
+    ///
+    /// # Safety
+    ///
+    /// The arguments are those the kernel takes, by type and order, and for them and this grid it stays
+    /// within the memory they point to.
+    unsafe fn launch(
+        &self,
+        mut call: LaunchArgs<'_>,
+        grid: [usize; 3],
+        threads: usize,
+        shared: usize,
+    ) -> Result<(), CudaError> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let failed = |e: DriverError| CudaError::new(format!("kernel {}", self.name), e);
+        if shared > SHARED_WITHOUT_ASKING {
+            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            self.function.set_attribute(attribute, int(shared)).map_err(failed)?;
+        }
+        let config = LaunchConfig {
+            grid_dim: (uint(grid[0]), uint(grid[1]), uint(grid[2])),
+            block_dim: (uint(threads), 1, 1),
+            shared_mem_bytes: uint(shared),
+        };
+        // SAFETY: passed on to the caller.
+        unsafe { call.launch(config) }.map(drop).map_err(failed)
+    }
+}

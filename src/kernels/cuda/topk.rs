@@ -1,0 +1,37 @@
+//! Routing: topk.cu. Row-invariant.
+
+use super::cudarc::driver::{CudaView, CudaViewMut, PushKernelArg};
+use super::{Cuda, CudaError, elements, int};
+
+/// Rows per block: a warp each.
+const ROWS: usize = 4;
+
+impl Cuda {
+    /// The k largest of each row of `logits: [T, experts]` in descending order, ties to the lower index,
+    /// and the softmax over those k; `indices, weights: [T, k]`. A NaN ranks below every number; when one
+    /// is among the k, the row's weights are NaN.
+    ///
+    /// # Panics
+    ///
+    /// When k is 0 or above `experts`, or a length is not what the shapes say.
+    pub fn topk_softmax(
+        &self,
+        indices: &mut CudaViewMut<'_, u32>,
+        weights: &mut CudaViewMut<'_, f32>,
+        logits: &CudaView<'_, f32>,
+        experts: usize,
+        k: usize,
+    ) -> Result<(), CudaError> {
+        assert!(k > 0 && k <= experts, "k is {k}, experts are {experts}");
+        assert!(logits.len().is_multiple_of(experts), "logits");
+        let t = logits.len() / experts;
+        let chosen = elements([t, k]);
+        assert_eq!((indices.len(), weights.len()), (chosen, chosen), "indices, weights");
+        let (tokens, e, k) = (int(t), int(experts), int(k));
+        let kernel = self.kernel("topk_softmax")?;
+        let mut call = kernel.call();
+        call.arg(indices).arg(weights).arg(logits).arg(&tokens).arg(&e).arg(&k);
+        // SAFETY: a warp reads its row below T and writes the k results of that row.
+        unsafe { kernel.launch(call, [t.div_ceil(ROWS), 1, 1], 32 * ROWS, 0) }
+    }
+}

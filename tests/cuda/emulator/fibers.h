@@ -1,0 +1,81 @@
+// Runs CUDA kernels on the CPU: a fiber per CUDA thread, block after block, on one core.
+//
+// A fiber runs until it meets a barrier, a shuffle or its end. Nothing but these makes one thread wait
+// for another, so a kernel that lacks a barrier reads what its neighbour has not written yet, in one
+// order of threads or in the other. What a real device leaves undefined is poisoned or refused here:
+// shared memory at the start of a block, values shuffled from a lane that takes no part, barriers that
+// only some threads of a block reach.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct uint3 {
+    unsigned x, y, z;
+};
+
+namespace emulator {
+
+constexpr unsigned WARP = 32;
+
+// What a lane does in a collective operation of its warp.
+enum class Collective : uint8_t { none, barrier, shuffle, ballot };
+
+struct Fiber {
+    void *stack_pointer = nullptr;
+    char *stack = nullptr;
+    uint3 thread;
+    unsigned index = 0;
+    bool done = false;
+    bool at_block_barrier = false;
+    // Where it waits, so that threads at different barriers are noticed.
+    int barrier_line = 0;
+    bool barrier_vote = false;
+    // The collective it waits in: over the lanes of `mask`, offering `value`, asking lane `from`.
+    Collective collective = Collective::none;
+    uint32_t mask = 0;
+    uint64_t value = 0;
+    int from = 0;
+    uint64_t received = 0;
+};
+
+struct Block {
+    dim3 grid, size;
+    uint3 index;
+    unsigned threads = 0, live = 0, at_barrier = 0;
+    unsigned votes = 0;
+    char *dynamic_shared = nullptr;
+};
+
+// The running thread and block. One kernel runs at a time: the driver holds a lock.
+extern Fiber *current;
+extern Block block;
+
+// Orders in which threads and blocks are run.
+enum class Order { ascending, descending };
+
+// Runs `body` once per thread of the grid. `shared` is the range of the kernel's static shared memory,
+// `dynamic_shared` the bytes of the rest.
+void launch(const char *name, dim3 grid, dim3 size, size_t dynamic_shared, char *shared_start,
+            char *shared_end, Order order, const std::function<void()> &body);
+
+// __syncthreads at a line of the source; the number of threads that voted true.
+unsigned sync_block(int line, bool vote);
+
+// One collective operation of the warp. A shuffle gives the value of lane `from`, or poison when that
+// lane takes no part; a ballot the lanes of `mask` that offered a value other than 0.
+uint64_t collect(Collective kind, uint32_t mask, uint64_t value, int from);
+
+inline unsigned lane() { return current->index % WARP; }
+
+// Ends the process, naming the kernel, block and thread.
+[[noreturn]] void fail(const char *message);
+
+// What the process was doing, for a message: kernel, block and thread, or nothing.
+const char *where();
+
+}  // namespace emulator
