@@ -37,6 +37,8 @@
 //! - `schemars`: `harmony::Tool::typed` declares a tool from a type with `#[derive(JsonSchema)]`.
 //! - `structured`: answers follow a [`chat::Format`], and the arguments of required calls their schema.
 //!   With `schemars`, `Model::chat_as` answers with a value of such a type.
+//! - `cuda`: the model on an NVIDIA GPU of compute capability 8.0 or above. Building needs nvcc 12.8 or
+//!   newer and a C++ compiler; running needs the driver, cuBLAS and cuRAND.
 //!
 //! # Environment
 //!

@@ -1,7 +1,8 @@
 //! Raw kernels over slices: what each computes, on which layout, to which accuracy.
 //!
 //! Below this line nothing is known of candle, config or files. [`mod@reference`] holds the f64
-//! specification of every kernel, written to be read; [`cpu`] the tiers chosen at run time.
+//! specification of every kernel, written to be read; [`cpu`] the tiers chosen at run time; `cuda`, with
+//! the feature of that name, the same on an NVIDIA GPU.
 //!
 //! Shape letters: T rows (tokens of the flat batch), H hidden, I intermediate, O output features,
 //! Q query heads, K key/value heads, D head_dim, E experts of the layer, k experts per token,

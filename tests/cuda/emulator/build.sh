@@ -10,7 +10,7 @@
 # src/kernels/cuda is found by itself, and so is every `__global__ void name(` in it.
 #
 # EMULATOR_ORDER=ascending|descending is the order of threads and blocks, EMULATOR_MEMORY_MIB the size
-# of the device. EMULATOR_CXXFLAGS adds flags, for example -fsanitize=undefined.
+# of the device. EMULATOR_CXXFLAGS adds flags.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
@@ -21,7 +21,9 @@ ln -sf "$here/nvcc" "$home/bin/nvcc"
 flags=(-std=c++17 -O2 -g1 -fPIC -fno-gnu-unique -ffp-contract=off -Wall -Wextra -Wno-unused-function
     -Wno-unknown-pragmas -Wno-unused-variable -Wno-unused-but-set-variable -I"$here"
     -I"$root/src/kernels/cuda")
-read -ra more <<< "${EMULATOR_CXXFLAGS:-}"
+# What a device traps on or leaves undefined ends the process: loads that are not aligned, indices outside
+# an array of shared memory, shifts and sums that overflow.
+read -ra more <<< "-fsanitize=undefined -fno-sanitize=null,vptr -fno-sanitize-recover=undefined ${EMULATOR_CXXFLAGS:-}"
 flags+=("${more[@]}")
 compiler=${CXX:-g++}
 

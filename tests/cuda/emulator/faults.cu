@@ -34,6 +34,18 @@ extern "C" __global__ void access(float *x, int at, int write) {
         x[0] = x[at];
 }
 
+extern "C" __global__ void loads_two(const float *x, float *out, int at) {
+    const float2 v = *reinterpret_cast<const float2 *>(x + at);
+    out[0] = v.x + v.y;
+}
+
+extern "C" __global__ void indexes_shared_memory(float *out, int at) {
+    __shared__ float values[32];
+    values[threadIdx.x] = 1;
+    __syncthreads();
+    out[threadIdx.x] = values[at];
+}
+
 extern "C" __global__ void shuffles(unsigned *out) {
     const unsigned lane = threadIdx.x;
     out[lane] = __shfl_sync(ALL_LANES, lane, 5);

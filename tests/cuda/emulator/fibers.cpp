@@ -291,7 +291,7 @@ void launch(const char *name, dim3 grid, dim3 size, size_t dynamic_shared, char 
         const uint64_t i = order == Order::descending ? blocks - 1 - k : k;
         block.index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y),
                        unsigned(i / (uint64_t(grid.x) * grid.y))};
-        memset(shared_start, 0xff, size_t(shared_end - shared_start));
+        if (shared_start) memset(shared_start, 0xff, size_t(shared_end - shared_start));
         memset(block.dynamic_shared, 0xff, rounded);
         run_block(order);
     }

@@ -82,7 +82,7 @@ template <class F> static std::string dies(F fault) {
     close(ends[0]);
     int status;
     waitpid(child, &status, 0);
-    return WIFSIGNALED(status) ? said : "it survived: " + said;
+    return WIFSIGNALED(status) || WEXITSTATUS(status) ? said : "it survived: " + said;
 }
 
 static bool has(const std::string &text, const char *part) {
@@ -112,6 +112,11 @@ static void check_order() {
     void *function;
     cuModuleGetFunction(&function, module, "dynamic_shared");
     CHECK(cuFuncSetAttribute(function, 8, 228 * 1024) == 1);
+
+    CHECK(run("loads_two", 1, 1, 0, x, out, 2) == 0 && out[0] == 5);
+    CHECK(has(dies([&] { run("loads_two", 1, 1, 0, x, out, 1); }), "misaligned address"));
+    CHECK(run("indexes_shared_memory", 1, 32, 0, out, 31) == 0 && out[0] == 1);
+    CHECK(has(dies([&] { run("indexes_shared_memory", 1, 32, 0, out, 32); }), "out of bounds"));
 
     unsigned *u = device<unsigned>(256);
     CHECK(run("shuffles", 1, 32, 0, u) == 0);
