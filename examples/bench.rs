@@ -3,14 +3,24 @@
 //! ```text
 //! cargo run --release --example bench -- --synthetic gpt-oss-20b --layers 4 -p 512 -n 64 -r 3
 //! ```
+//!
+//! The tables of a GPU:
+//!
+//! ```text
+//! bench --device cuda --synthetic puzzle-88b --kv-dtype fp8 --chunk 4096 -p 512,4096,65536 -n 0
+//! bench --device cuda --synthetic puzzle-88b --kv-dtype fp8 -p 0 -n 64 -b 1,8,64 -d 0,8192,65536,131008
+//! ```
 
 mod common;
+#[path = "bench/memory.rs"]
+mod memory;
 
 use clap::{Parser, ValueEnum};
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
-use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, GptOss, LogitRows};
-use gpt_oss_puzzle::weights::{Checkpoint, Layout};
+use gpt_oss_puzzle::model::{Batch, DenseDtype, DeviceName, GptOss, LogitRows};
+use gpt_oss_puzzle::weights::{Checkpoint, KvScales, tiny_config};
+use memory::{bytes_per_step, copy_bandwidth, peak_memory};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::io::{Write, stdout};
@@ -33,18 +43,21 @@ struct Args {
     /// Write the synthetic model to this directory and measure nothing
     #[arg(long, value_name = "DIR", requires = "synthetic")]
     save: Option<PathBuf>,
-    /// Prompt tokens, 0 for no prefill test
-    #[arg(short = 'p', default_value_t = 512)]
-    prompt: u32,
+    /// Where to run: cpu, cuda (the first GPU) or cuda:1
+    #[arg(long, default_value = "cpu")]
+    device: DeviceName,
+    /// Prompt tokens, one or several numbers, 0 for no prefill test
+    #[arg(short = 'p', default_value = "512", value_delimiter = ',')]
+    prompt: Vec<u32>,
     /// Tokens to decode one by one, 0 for no decode test
     #[arg(short = 'n', default_value_t = 64)]
     decode: u32,
-    /// Sequences that are decoded together
-    #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    batch: u32,
-    /// Tokens in the cache before either test
-    #[arg(short = 'd', default_value_t = 0)]
-    depth: u32,
+    /// Sequences that are decoded together, one or several numbers
+    #[arg(short, long, default_value = "1", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    batch: Vec<u32>,
+    /// Tokens in the cache before each test, one or several numbers
+    #[arg(short = 'd', default_value = "0", value_delimiter = ',')]
+    depth: Vec<u32>,
     /// Worker threads, 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     threads: usize,
@@ -79,6 +92,29 @@ enum Shape {
     GptOss120b,
     #[value(name = "puzzle-88b")]
     Puzzle88b,
+    #[value(name = "tiny")]
+    Tiny,
+}
+
+impl Shape {
+    fn config(self) -> ModelConfig {
+        match self {
+            Shape::GptOss20b => ModelConfig::gpt_oss_20b(),
+            Shape::GptOss120b => ModelConfig::gpt_oss_120b(),
+            Shape::Puzzle88b => ModelConfig::puzzle_88b(),
+            Shape::Tiny => tiny_config(),
+        }
+    }
+}
+
+/// `tokens` are added to each of `batch` sequences that hold `depth`, at most `chunk` of each at once.
+#[derive(Clone, Copy)]
+struct Test {
+    name: &'static str,
+    tokens: usize,
+    depth: usize,
+    batch: usize,
+    chunk: usize,
 }
 
 fn main() -> ExitCode {
@@ -86,26 +122,27 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
-    let [prompt, decode, depth] = [args.prompt, args.decode, args.depth].map(|n| n as usize);
-    let total = depth + prompt.max(decode);
+    let tests = tests(args);
+    let total = tests.iter().map(|test| test.depth + test.tokens).max().unwrap_or(0);
     let fits = |config: &ModelConfig| match config.max_position_embeddings {
         limit if total > limit => {
             Err(format!("{total} tokens do not fit the model's context of {limit}"))
         }
         _ => Ok(()),
     };
+    let device = args.device.open()?;
     let started = Instant::now();
     let checkpoint = match (&args.model, args.synthetic) {
         (Some(dir), _) => Checkpoint::open(dir)?,
         (None, shape) => {
-            let mut config = match shape {
-                Some(Shape::GptOss120b) => ModelConfig::gpt_oss_120b(),
-                Some(Shape::Puzzle88b) => ModelConfig::puzzle_88b(),
-                _ => ModelConfig::gpt_oss_20b(),
-            };
+            let mut config = shape.unwrap_or(Shape::GptOss20b).config();
             config.block_configs.truncate(args.layers.unwrap_or(u32::MAX) as usize);
             fits(&config)?; // before gigabytes of weights are made
-            Checkpoint::random(&config, 0)?
+            match device.is_cpu() {
+                true => Checkpoint::random(&config, 0)?,
+                // Copied to the device many times over: the whole model need not exist here.
+                false => Checkpoint::random_repeating(&config, 0)?,
+            }
         }
     };
     fits(checkpoint.config())?;
@@ -113,58 +150,25 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         checkpoint.save(dir, 5_000_000_000)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let model = GptOss::new(&checkpoint, args.threads)?.with_dense_dtype(args.dense_dtype);
-    let load_seconds = started.elapsed().as_secs_f64();
-    let config = model.config();
-    let scales = (0..config.num_hidden_layers()).map(|layer| checkpoint.kv_scales(layer));
-    let cache = KvCacheConfig {
-        dtype: args.kv_dtype,
-        // The sequence at depth, and the forks of it that a test runs on.
-        pages: (1 + args.batch as usize) * KvCache::pages_for(config, total, args.chunk as usize),
-        scales: scales.collect::<Result<_, _>>()?,
+    let copy_rate = match device.is_cpu() {
+        true => None,
+        false => Some(copy_bandwidth(&device, args.synthetic.map_or(1 << 30, copy_bytes))?),
     };
-    let cache = KvCache::new(config, &cache, &Device::Cpu)?;
-    let mut at_depth = cache.sequence();
-    feed(&model, std::slice::from_mut(&mut at_depth), depth, args.chunk as usize)?;
-    let mut tests = Vec::new();
-    let batch = args.batch as usize;
-    for (name, tokens, chunk, batch) in
-        [("pp", prompt, args.chunk as usize, 1), ("tg", decode, 1, batch)]
-    {
-        if tokens == 0 {
-            continue;
-        }
-        let mut seconds = Vec::new();
-        for repetition in 0..=args.repetitions {
-            let mut sequences: Vec<Sequence> = (0..batch).map(|_| at_depth.fork()).collect();
-            let started = Instant::now();
-            feed(&model, &mut sequences, tokens, chunk)?;
-            if repetition > 0 {
-                seconds.push(started.elapsed().as_secs_f64());
-            }
-        }
-        let rates: Vec<f64> = seconds.iter().map(|s| (tokens * batch) as f64 / s).collect();
-        let mean = rates.iter().sum::<f64>() / rates.len() as f64;
-        let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>();
-        let deviation = (variance / (rates.len().max(2) - 1) as f64).sqrt();
-        let together = if batch > 1 { format!(" x {batch}") } else { String::new() };
-        let mut test = json!({
-            "test": format!("{name}{tokens} @ d{}{together}", args.depth),
-            "tokens_per_second": mean, "deviation": deviation, "seconds": seconds,
-        });
-        if name == "tg" && batch == 1 {
-            let bytes =
-                bytes_per_token(&checkpoint, args.dense_dtype, args.kv_dtype, depth + tokens / 2);
-            test["bytes_per_token"] = json!(bytes);
-            test["gigabytes_per_second"] = json!(bytes as f64 * mean / 1e9);
-        }
-        tests.push(test);
+    let model = GptOss::new(&checkpoint, args.threads)?
+        .with_dense_dtype(args.dense_dtype)
+        .to_device(&device, |_| {})?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let mut bench = Bench { args, model, checkpoint, cache_bytes: 0, at_depth: None };
+    let mut results = Vec::new();
+    for test in tests {
+        results.push(bench.measure(test)?);
     }
+    let config = bench.model.config();
     let report = json!({
         "model_type": config.model_type, "layers": config.num_hidden_layers(),
-        "weight_bytes": checkpoint.total_bytes(), "cache_bytes": cache.pages() * KvCache::page_bytes(config, args.kv_dtype),
-        "kv_dtype": args.kv_dtype, "kernels": model.kernels(), "load_seconds": load_seconds,
-        "peak_memory_bytes": peak_memory(), "tests": tests,
+        "weight_bytes": bench.checkpoint.total_bytes(), "cache_bytes": bench.cache_bytes,
+        "kv_dtype": args.kv_dtype, "kernels": bench.model.kernels(), "load_seconds": load_seconds,
+        "peak_memory_bytes": peak_memory(), "copy_bytes_per_second": copy_rate, "tests": results,
     });
     match args.output {
         Output::Json => writeln!(stdout(), "{report:#}")?,
@@ -173,8 +177,117 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Bytes whose copy is timed: more than any cache holds, but little for the small shape.
+fn copy_bytes(shape: Shape) -> usize {
+    if matches!(shape, Shape::Tiny) { 1 << 20 } else { 1 << 30 }
+}
+
+/// Every prompt and every batch at every depth.
+fn tests(args: &Args) -> Vec<Test> {
+    let (chunk, decode) = (args.chunk as usize, args.decode as usize);
+    let at = |depth: usize| {
+        let prefill = move |&tokens: &u32| {
+            let tokens = tokens as usize;
+            Test { name: "pp", tokens, depth, batch: 1, chunk }
+        };
+        let decode = move |&batch: &u32| {
+            let batch = batch as usize;
+            Test { name: "tg", tokens: decode, depth, batch, chunk: 1 }
+        };
+        args.prompt.iter().map(prefill).chain(args.batch.iter().map(decode))
+    };
+    let depths = args.depth.iter().map(|depth| *depth as usize);
+    depths.flat_map(at).filter(|test| test.tokens > 0).collect()
+}
+
+struct Bench<'a> {
+    args: &'a Args,
+    model: GptOss,
+    checkpoint: Checkpoint,
+    cache_bytes: usize,
+    /// On the CPU: the sequence that the tests of a depth fork from.
+    at_depth: Option<Sequence>,
+}
+
+impl Bench<'_> {
+    fn measure(&mut self, test: Test) -> Result<Value, Box<dyn Error>> {
+        let Test { name, tokens, depth, batch, chunk } = test;
+        let mut seconds = Vec::new();
+        for repetition in 0..=self.args.repetitions {
+            let mut sequences = match self.sequences(test) {
+                Ok(sequences) => sequences,
+                // A device may have no room for one test and for the next.
+                Err(error) if !self.model.device().is_cpu() => {
+                    return Ok(json!({"test": label(test), "skipped": error.to_string()}));
+                }
+                Err(error) => return Err(error),
+            };
+            self.model.device().synchronize()?;
+            let started = Instant::now();
+            feed(&self.model, &mut sequences, tokens, chunk)?;
+            if repetition > 0 {
+                seconds.push(started.elapsed().as_secs_f64());
+            }
+        }
+        let rates: Vec<f64> = seconds.iter().map(|s| (tokens * batch) as f64 / s).collect();
+        let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+        let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>();
+        let deviation = (variance / (rates.len().max(2) - 1) as f64).sqrt();
+        let mut result = json!({
+            "test": label(test), "tokens_per_second": mean, "deviation": deviation,
+            "seconds": seconds,
+        });
+        if name == "tg" {
+            let (dense, kv) = (self.args.dense_dtype, self.args.kv_dtype);
+            let bytes = bytes_per_step(&self.checkpoint, dense, kv, depth + tokens / 2, batch);
+            result["bytes_per_step"] = json!(bytes);
+            result["gigabytes_per_second"] = json!(bytes as f64 * mean / batch as f64 / 1e9);
+        }
+        Ok(result)
+    }
+
+    /// What a test starts from: sequences of `depth` tokens.
+    fn sequences(&mut self, test: Test) -> Result<Vec<Sequence>, Box<dyn Error>> {
+        let Test { tokens, depth, batch, .. } = test;
+        let chunk = self.args.chunk as usize;
+        if !self.model.device().is_cpu() {
+            // Each of its own pages, unwritten: what they hold does not change the time to read them.
+            self.at_depth = None;
+            let pages = KvCache::pages_for(self.model.config(), depth + tokens, chunk);
+            let cache = self.cache(batch * pages)?;
+            let mut sequences: Vec<Sequence> = (0..batch).map(|_| cache.sequence()).collect();
+            sequences.iter_mut().try_for_each(|sequence| sequence.extend_unwritten(depth))?;
+            return Ok(sequences);
+        }
+        // Forks: pages that were never written would take no memory, and no time to read.
+        if self.at_depth.as_ref().is_none_or(|sequence| sequence.len() != depth) {
+            let most = |list: &[u32]| list.iter().max().map_or(0, |most| *most as usize);
+            let total = depth + most(&self.args.prompt).max(self.args.decode as usize);
+            let pages = KvCache::pages_for(self.model.config(), total, chunk);
+            let mut sequence = self.cache((1 + most(&self.args.batch)) * pages)?.sequence();
+            feed(&self.model, std::slice::from_mut(&mut sequence), depth, chunk)?;
+            self.at_depth = Some(sequence);
+        }
+        Ok((0..batch).filter_map(|_| self.at_depth.as_ref()).map(Sequence::fork).collect())
+    }
+
+    fn cache(&mut self, pages: usize) -> Result<KvCache, Box<dyn Error>> {
+        let (config, dtype) = (self.model.config(), self.args.kv_dtype);
+        let scales = (0..config.num_hidden_layers()).map(|layer| self.checkpoint.kv_scales(layer));
+        let scales: Option<Vec<KvScales>> = scales.collect::<Result<_, _>>()?;
+        self.cache_bytes = self.cache_bytes.max(pages * KvCache::page_bytes(config, dtype));
+        let cache = KvCacheConfig { dtype, pages, scales };
+        Ok(KvCache::new(config, &cache, self.model.device())?)
+    }
+}
+
+fn label(test: Test) -> String {
+    let together = if test.batch > 1 { format!(" x {}", test.batch) } else { String::new() };
+    format!("{}{} @ d{}{together}", test.name, test.tokens, test.depth)
+}
+
 /// Appends `count` tokens to each of `sequences`, which are equally long, computing the logits a
-/// generation would need.
+/// generation would need, and waits for each step as a generation would.
 fn feed(
     model: &GptOss,
     sequences: &mut [Sequence],
@@ -190,47 +303,9 @@ fn feed(
             batch.push(i, sequence.len(), &tokens.collect::<Vec<_>>(), LogitRows::Last);
         }
         model.forward(&batch, &mut sequences.iter_mut().collect::<Vec<_>>())?;
+        model.device().synchronize()?;
     }
     Ok(())
-}
-
-/// What decoding one token has to read: the weights of its experts, all other weights but the
-/// embedding, and the keys and values of `depth` positions that each layer's window shows.
-fn bytes_per_token(
-    checkpoint: &Checkpoint,
-    dense_dtype: DenseDtype,
-    kv_dtype: KvDtype,
-    depth: usize,
-) -> u64 {
-    let config = checkpoint.config();
-    let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
-    let queries = (config.num_attention_heads * config.head_dim) as u64;
-    let keys = (config.num_key_value_heads * config.head_dim) as u64;
-    // Bits of an expert's weight: FP4 and its share of a block's scale, or BF16.
-    let bits = if checkpoint.layout() == Layout::HfBf16 { 16 } else { 4 * 32 + 8 };
-    let per = if checkpoint.layout() == Layout::HfBf16 { 1 } else { 32 };
-    let expert = 3 * hidden * inner * bits / per / 8 + 2 * (2 * inner + hidden);
-    let page = KvCache::page_bytes(config, kv_dtype) as u64;
-    let dense = |weights: u64| match dense_dtype {
-        DenseDtype::Q8 => weights * 34 / 32,
-        _ => 2 * weights,
-    };
-    let layer = |block: &gpt_oss_puzzle::BlockConfig| {
-        let biases = 2 * (2 * queries + 2 * keys + hidden);
-        let attention = dense(hidden * (2 * queries + 2 * keys)) + biases;
-        let router = 2 * (hidden + 1) * block.num_local_experts as u64;
-        let visible = block.sliding_window.map_or(depth, |w| w.min(depth)) as u64;
-        let cache = visible * page / gpt_oss_puzzle::cache::PAGE_TOKENS as u64;
-        attention + router + config.num_experts_per_tok as u64 * expert + cache
-    };
-    config.block_configs.iter().map(layer).sum::<u64>() + dense(hidden * config.vocab_size as u64)
-}
-
-/// The most memory this process had at once, in bytes, where the system says so.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
 }
 
 fn print_table(report: &Value, out: &mut impl Write) -> std::io::Result<()> {
@@ -241,18 +316,27 @@ fn print_table(report: &Value, out: &mut impl Write) -> std::io::Result<()> {
     writeln!(out, "| model | layers | weights GB | kernels | test | tokens/s | GB/s |")?;
     writeln!(out, "|---|---|---|---|---|---|---|")?;
     for test in report["tests"].as_array().into_iter().flatten() {
+        let rate = match test["skipped"].as_str() {
+            Some(reason) => format!("skipped: {reason}"),
+            None => format!(
+                "{} ± {}",
+                number(&test["tokens_per_second"], 1.0, 2),
+                number(&test["deviation"], 1.0, 2)
+            ),
+        };
         writeln!(
             out,
-            "| {} | {} | {} | {} | {} | {} ± {} | {} |",
+            "| {} | {} | {} | {} | {} | {rate} | {} |",
             report["model_type"].as_str().unwrap_or_default(),
             report["layers"],
             number(&report["weight_bytes"], 1e9, 2),
             report["kernels"].as_str().unwrap_or_default(),
             test["test"].as_str().unwrap_or_default(),
-            number(&test["tokens_per_second"], 1.0, 2),
-            number(&test["deviation"], 1.0, 2),
             number(&test["gigabytes_per_second"], 1.0, 2),
         )?;
+    }
+    if let Some(rate) = report["copy_bytes_per_second"].as_f64() {
+        writeln!(out, "\nthe device copies {:.1} GB/s (read and written)", rate / 1e9)?;
     }
     writeln!(
         out,

@@ -337,6 +337,32 @@ fn random_weights_follow_the_seed_and_the_wanted_spread() {
 }
 
 #[test]
+fn repeating_weights_are_those_of_a_model_and_share_their_memory() {
+    let config = small_config();
+    let (made, repeating) = (
+        Checkpoint::random(&config, 3).unwrap(),
+        Checkpoint::random_repeating(&config, 3).unwrap(),
+    );
+    assert_eq!(repeating.total_bytes(), made.total_bytes());
+    let (rows, hidden) = (config.num_attention_heads * config.head_dim, config.hidden_size);
+    let matrix = |layer: usize, part: &str| {
+        let name = format!("model.layers.{layer}.self_attn.{part}.weight");
+        repeating.bf16(&name, &[rows, hidden]).unwrap()
+    };
+    let (first, second) = (matrix(0, "q_proj"), matrix(1, "q_proj"));
+    assert_ne!(first.bf16(), second.bf16(), "no two are equal");
+    let apart = second.bf16().as_ptr().addr() - first.bf16().as_ptr().addr();
+    assert!(apart < first.bytes().len(), "{apart} bytes apart: not in one place");
+    let spread = |values: &[half::bf16]| {
+        let squares: f64 = values.iter().map(|v| f64::from(v.to_f32()).powi(2)).sum();
+        (squares / values.len() as f64).sqrt()
+    };
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let wanted = spread(made.bf16(name, &[rows, hidden]).unwrap().bf16());
+    assert!((spread(first.bf16()) / wanted - 1.0).abs() < 0.05, "{}", spread(first.bf16()));
+}
+
+#[test]
 fn random_weights_do_not_depend_on_the_threads() {
     let rows = 64 * 1024;
     let checkpoint = Checkpoint::random(&with_vocab(rows), 1).unwrap();

@@ -18,6 +18,9 @@
 #[allow(dead_code)]
 mod common;
 
+#[path = "common/golden.rs"]
+mod golden;
+
 #[path = "cuda/device.rs"]
 mod device;
 
@@ -25,6 +28,7 @@ mod cuda {
     mod attention;
     mod cache;
     mod embedding;
+    mod graph;
     mod matmul;
     mod moe;
     mod rms_norm;

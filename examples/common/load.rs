@@ -2,7 +2,7 @@
 
 use gpt_oss_puzzle::Model;
 use gpt_oss_puzzle::cache::KvDtype;
-use gpt_oss_puzzle::model::DenseDtype;
+use gpt_oss_puzzle::model::{DenseDtype, DeviceName};
 use indicatif::{DecimalBytes, ProgressBar};
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -16,6 +16,9 @@ pub(crate) struct LoadArgs {
     /// crate
     #[arg(long, value_name = "DIR|owner/name")]
     model: Option<String>,
+    /// Where to run: cpu, cuda (the first GPU) or cuda:1
+    #[arg(long, default_value = "cpu")]
+    device: DeviceName,
     /// How dense weights are held: bf16, as stored, or q8
     #[arg(long, default_value = "bf16")]
     dense_dtype: DenseDtype,
@@ -50,13 +53,15 @@ impl LoadArgs {
         let bar = ProgressBar::new_spinner().with_message("loading");
         bar.enable_steady_tick(Duration::from_millis(100));
         let mut builder = Model::builder(source)
+            .device(self.device)
             .dense_dtype(self.dense_dtype)
             .kv_dtype(self.kv_dtype)
             .threads(self.threads);
         if let Some(tokens) = self.ctx {
             builder = builder.context(tokens.get());
         }
-        if self.warm {
+        // For a GPU all weights are read.
+        if self.warm || self.device != DeviceName::Cpu {
             let bar = bar.clone();
             builder = builder.warm(move |done, total| {
                 let (done, total) = (DecimalBytes(done), DecimalBytes(total));

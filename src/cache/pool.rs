@@ -52,8 +52,8 @@ pub struct KvCacheConfig {
 
 /// A pool of key-value pages shared by all layers and by any number of sequences.
 ///
-/// Cheap to clone; clones share the pages. Pages that were never written take address space, not
-/// memory.
+/// Cheap to clone; clones share the pages. On the CPU, pages that were never written take address
+/// space, not memory.
 #[derive(Clone, Debug)]
 pub struct KvCache(Arc<Pool>);
 
@@ -96,13 +96,16 @@ impl KvCache {
             ))
         };
         let (Some(count), Some(words)) = (count, words) else { return Err(refused()) };
-        // Asked for and given back first: inside the tensor a refusal would end the process. Seen by
-        // black_box, because an allocation that nobody looks at is optimised away.
-        let mut probe = Vec::<u32>::new();
-        probe.try_reserve_exact(words).map_err(|e| refused().with_source(e))?;
-        drop(std::hint::black_box(probe));
+        if device.is_cpu() {
+            // Asked for and given back first: inside the tensor a refusal would end the process. Seen by
+            // black_box, because an allocation that nobody looks at is optimised away.
+            let mut probe = Vec::<u32>::new();
+            probe.try_reserve_exact(words).map_err(|e| refused().with_source(e))?;
+            drop(std::hint::black_box(probe));
+        }
+        let pages = Tensor::zeros((config.pages, page_bytes / 4), DType::U32, device);
         Ok(KvCache(Arc::new(Pool {
-            words: Tensor::zeros((config.pages, page_bytes / 4), DType::U32, device)?,
+            words: pages.map_err(|e| refused().with_source(e))?,
             formats,
             blocks: model.block_configs.clone(),
             heads,

@@ -104,6 +104,23 @@ impl Sequence {
         self.len = 0;
     }
 
+    /// Makes `count` more positions count as cached, whatever their pages hold: to measure speed at a
+    /// depth without computing it.
+    ///
+    /// # Errors
+    /// `CacheFull` when the pool has too few pages.
+    #[doc(hidden)]
+    pub fn extend_unwritten(&mut self, count: usize) -> Result<()> {
+        // In steps, so that windowed layers give back what they have left behind.
+        for start in (0..count).step_by(PAGE_TOKENS) {
+            let step = PAGE_TOKENS.min(count - start);
+            let mut pages = self.cache.allocate(self.pages_to_append(step))?;
+            self.append(step, &mut pages)?;
+            self.commit(step);
+        }
+        Ok(())
+    }
+
     /// The page table of `layer`; [`NO_PAGE`] where the window has passed.
     pub(crate) fn page_table(&self, layer: usize) -> &[u32] {
         &self.layers[layer].entries

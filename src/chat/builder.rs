@@ -3,31 +3,26 @@
 use super::Model;
 use super::guide::Guidance;
 use super::model::Parts;
-use crate::cache::{KvCache, KvCacheConfig, KvDtype, PAGE_TOKENS};
+use super::room::Room;
+use crate::cache::{KvCache, KvCacheConfig, KvDtype};
 use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
 use crate::harmony::{Dialect, Renderer};
-use crate::model::{DenseDtype, Device, GptOss};
+use crate::model::{DenseDtype, DeviceName, GptOss, free_memory};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, KvScales};
 #[cfg(feature = "hub")]
 use crate::weights::{DownloadProgress, Hub};
-use crate::{Error, ErrorKind, ModelConfig, Result};
+use crate::{Error, ErrorKind, Result};
 #[cfg(feature = "hub")]
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Forks of a sequence that the cache has room for beside it: the boundaries of a conversation that
-/// a [`super::ChatSession`] can go back to.
-pub(super) const FORKS: usize = 4;
-
-/// The context below which memory is not looked at.
-const SMALL_CONTEXT: usize = 4096;
-
 /// Options for loading a [`Model`].
 #[must_use]
 pub struct ModelBuilder {
     source: Source,
+    device: DeviceName,
     threads: usize,
     dense_dtype: DenseDtype,
     kv_dtype: KvDtype,
@@ -67,6 +62,7 @@ impl ModelBuilder {
     fn new(source: Source) -> ModelBuilder {
         ModelBuilder {
             source,
+            device: DeviceName::default(),
             threads: 0,
             dense_dtype: DenseDtype::default(),
             kv_dtype: KvDtype::default(),
@@ -109,6 +105,12 @@ impl ModelBuilder {
         self
     }
 
+    /// Where the model runs; the CPU by default. A GPU needs the feature `cuda`, and memory for weights and
+    /// cache: all of its free memory counts, see [`ModelBuilder::context`].
+    pub fn device(self, device: DeviceName) -> Self {
+        Self { device, ..self }
+    }
+
     /// Worker threads; 0, the default, is one per available core.
     pub fn threads(self, threads: usize) -> Self {
         Self { threads, ..self }
@@ -133,7 +135,8 @@ impl ModelBuilder {
     ///
     /// By default the model's own limit, or less where a cache of that length would take more than half
     /// of the memory that the system says is available beside the weights (Linux; elsewhere memory is
-    /// not looked at), but at least 4,096.
+    /// not looked at), but at least 4,096. On a GPU, the model's own limit or what fits into its free
+    /// memory beside the weights and what a step needs; there a length that does not fit is an error.
     pub fn context(self, tokens: usize) -> Self {
         Self { context: Some(tokens), ..self }
     }
@@ -155,17 +158,20 @@ impl ModelBuilder {
     }
 
     /// Reads all weights while loading, so that the first answer does not wait for the disk, and calls
-    /// `progress` with the bytes read so far and in all; see [`Checkpoint::warm`].
+    /// `progress` with the bytes read so far and in all; see [`Checkpoint::warm`]. For a GPU all weights
+    /// are read anyway, and `progress` is called while they are copied there.
     pub fn warm(self, progress: impl FnMut(u64, u64) + Send + 'static) -> Self {
         Self { warm: Some(Box::new(progress)), ..self }
     }
 
-    /// Loads the model. Weights stay in their files and are read when they are first used, unless
-    /// [`ModelBuilder::warm`] or [`ModelBuilder::dense_dtype`] ask for more.
+    /// Loads the model. On the CPU, weights stay in their files and are read when they are first used,
+    /// unless [`ModelBuilder::warm`] or [`ModelBuilder::dense_dtype`] ask for more.
     ///
     /// # Errors
     /// `Download` for a name the hub does not give; `Io`, `Config`, `Checkpoint`, `Tokenizer` or
-    /// `Template` for a file that is missing or wrong; `InvalidRequest` for an option out of range.
+    /// `Template` for a file that is missing or wrong; `InvalidRequest` for an option out of range and
+    /// for a GPU in a build without the feature `cuda`; `Device` for a GPU that is not there, fails, or has
+    /// no room for the weights.
     pub fn load(self) -> Result<Model> {
         let (checkpoint, tokenizer, generation_config, renderer) = match self.source {
             Source::Named(dir) => {
@@ -184,7 +190,9 @@ impl ModelBuilder {
                 (parts.0, parts.1, GenerationConfig::default(), renderer)
             }
         };
-        if let Some(progress) = self.warm {
+        let device = self.device.open()?;
+        let mut warm = self.warm;
+        if let Some(progress) = warm.as_mut().filter(|_| device.is_cpu()) {
             checkpoint.warm(progress);
         }
         let config = checkpoint.config();
@@ -210,32 +218,36 @@ impl ModelBuilder {
                 .map(|layer| checkpoint.kv_scales(layer))
                 .collect::<Result<Option<Vec<_>>>>()?,
         };
-        let room = Room { config, dtype: self.kv_dtype, chunk: self.prefill_chunk };
         let limit = config.max_position_embeddings;
-        let context = match self.context {
-            Some(context) if (1..=limit).contains(&context) => context,
-            Some(context) => {
-                return Err(Error::invalid_request(format!(
-                    "a context of {context} tokens was asked for, the model's is 1 to {limit}"
-                )));
+        if let Some(context) = self.context.filter(|context| !(1..=limit).contains(context)) {
+            return Err(Error::invalid_request(format!(
+                "a context of {context} tokens was asked for, the model's is 1 to {limit}"
+            )));
+        }
+        let (chunk, sequences, total) =
+            (self.prefill_chunk, self.sequences, checkpoint.total_bytes());
+        let room = Room { config, dtype: self.kv_dtype, chunk, sequences };
+        let context = match free_memory(&device)? {
+            Some(free) => room.context_on_device(self.context, total, free, self.device)?,
+            None => {
+                let mapped = if checkpoint.files().is_empty() { 0 } else { total };
+                room.context_on_host(self.context, mapped)
             }
-            None => match available_memory() {
-                None => limit,
-                Some(available) => {
-                    // Weights in mapped files count as available until they are read.
-                    let mapped =
-                        if checkpoint.files().is_empty() { 0 } else { checkpoint.total_bytes() };
-                    room.context_within(available.saturating_sub(mapped) / 2, self.sequences)
-                }
-            },
         };
-        let pages = self.sequences.saturating_mul(room.pages(context));
+        let pages = room.pages(context);
         let cache = KvCacheConfig { dtype: self.kv_dtype, pages, scales: kv_scales };
         let special = tokenizer.special_tokens().ok();
         let never = special.map(|s| [s.start, s.end, s.message, s.channel, s.constrain]);
+        let transformer = GptOss::new(&checkpoint, self.threads)?
+            .with_dense_dtype(self.dense_dtype)
+            .to_device(&device, |done| {
+                if let Some(progress) = &mut warm {
+                    progress(done.min(total), total);
+                }
+            })?;
         Ok(Model::new(Parts {
-            cache: KvCache::new(config, &cache, &Device::Cpu)?,
-            transformer: GptOss::new(&checkpoint, self.threads)?.with_dense_dtype(self.dense_dtype),
+            cache: KvCache::new(config, &cache, &device)?,
+            transformer,
             stop: StopTokens::new(
                 tokenizer.stop_tokens(),
                 &generation_config.eos_token_id,
@@ -250,55 +262,6 @@ impl ModelBuilder {
             guidance: Guidance::default(),
         }))
     }
-}
-
-/// How many cache pages conversations take.
-struct Room<'a> {
-    config: &'a ModelConfig,
-    dtype: KvDtype,
-    chunk: usize,
-}
-
-impl Room<'_> {
-    /// Pages of one conversation of `context` tokens with its [`FORKS`].
-    fn pages(&self, context: usize) -> usize {
-        let one = KvCache::pages_for(self.config, context, self.chunk);
-        one.saturating_add(FORKS.saturating_mul(pages_to_fork(self.config, context, self.chunk)))
-    }
-
-    /// The longest context whose cache takes at most `bytes`, between [`SMALL_CONTEXT`] and the
-    /// model's limit.
-    fn context_within(&self, bytes: u64, sequences: usize) -> usize {
-        let page = KvCache::page_bytes(self.config, self.dtype);
-        let fits = |context: usize| {
-            let pages = sequences.saturating_mul(self.pages(context));
-            pages.saturating_mul(page) as u64 <= bytes
-        };
-        let limit = self.config.max_position_embeddings;
-        let mut fitting = SMALL_CONTEXT.min(limit);
-        let mut beyond = limit + 1;
-        while beyond - fitting > PAGE_TOKENS {
-            let middle = fitting + (beyond - fitting) / 2;
-            if fits(middle) { fitting = middle } else { beyond = middle }
-        }
-        if fits(limit) { limit } else { fitting }
-    }
-}
-
-/// Pages that a fork and its origin hold apart once they have gone on differently: what the windows
-/// cover, and a partly filled page per layer. Layers without a window share the rest for good.
-pub(super) fn pages_to_fork(config: &ModelConfig, context: usize, chunk: usize) -> usize {
-    let full = config.block_configs.iter().filter(|b| b.sliding_window.is_none()).count();
-    KvCache::pages_for(config, context, chunk) - full * context.div_ceil(PAGE_TOKENS)
-        + config.num_hidden_layers()
-}
-
-/// Memory that can be had without swapping, in bytes, where the system says so.
-fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 #[cfg(feature = "hub")]

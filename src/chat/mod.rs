@@ -24,6 +24,7 @@ mod prefix;
 mod reasoning;
 mod request;
 mod response;
+mod room;
 mod session;
 mod stop_strings;
 mod stream;

@@ -1,7 +1,7 @@
 //! [`PrefixCache`]: what a conversation has in the key-value cache, and where it can be gone on from.
 
 use super::Model;
-use super::builder::{FORKS, pages_to_fork};
+use super::room::{FORKS, pages_to_fork};
 use crate::cache::{KvCache, Sequence};
 
 /// The boundaries of one conversation that are still cached, the oldest first.

@@ -5,6 +5,8 @@ use super::linear::Linear;
 use super::weight::Vector;
 use crate::Result;
 use crate::kernels::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Upload;
 use crate::ops::{self, AttentionCall, CacheWrite};
 use crate::weights::Checkpoint;
 use candle_core::Tensor;
@@ -44,6 +46,14 @@ impl Attention {
         for projection in [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj] {
             projection.quantize(cpu);
         }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        for projection in [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj] {
+            projection.upload(to)?;
+        }
+        self.sinks.upload(to)
     }
 
     /// `x: [T, H]` to `[T, H]`; keys and values of every row go to the cache first, so that rows of

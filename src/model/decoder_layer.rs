@@ -7,6 +7,8 @@ use super::norm::RmsNorm;
 use super::residual::Residual;
 use crate::Result;
 use crate::kernels::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Upload;
 use crate::weights::Checkpoint;
 
 /// `x += attention(norm(x))`, then `x += experts(norm(x))`.
@@ -32,6 +34,14 @@ impl DecoderLayer {
     /// Holds the projections of attention in 8 bits from here on.
     pub(super) fn quantize(&mut self, cpu: &Cpu) {
         self.self_attn.quantize(cpu);
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        self.input_layernorm.upload(to)?;
+        self.self_attn.upload(to)?;
+        self.post_attention_layernorm.upload(to)?;
+        self.mlp.upload(to)
     }
 
     /// `x: [T, H]` in place.

@@ -3,6 +3,8 @@
 use super::weight::{Bf16Weight, DenseWeight, Vector};
 use crate::Result;
 use crate::kernels::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Upload;
 use crate::ops::{self, Engine};
 use crate::weights::Checkpoint;
 use candle_core::Tensor;
@@ -41,6 +43,12 @@ impl Linear {
     /// Holds the weight in 8 bits from here on, unless its rows are not whole blocks.
     pub(super) fn quantize(&mut self, cpu: &Cpu) {
         self.weight.quantize(cpu, self.cols);
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        self.weight.upload(to)?;
+        self.bias.as_mut().map_or(Ok(()), |bias| bias.upload(to))
     }
 
     /// `x: [T, cols]` to `[T, rows]`.

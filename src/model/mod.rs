@@ -17,6 +17,7 @@
 mod attention;
 mod batch;
 mod decoder_layer;
+mod device;
 mod linear;
 mod moe;
 mod norm;
@@ -26,9 +27,13 @@ mod weight;
 
 pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
+pub use device::DeviceName;
+pub(crate) use device::{free_memory, workspace};
 
 use crate::cache::{KvCache, Sequence};
 use crate::kernels::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::{Cuda, Upload};
 use crate::ops::{Engine, Rows};
 use crate::weights::Checkpoint;
 use crate::{Error, ErrorKind, ModelConfig, Result, ops};
@@ -46,6 +51,7 @@ use weight::Bf16Weight;
 pub struct GptOss {
     config: ModelConfig,
     engine: Engine,
+    device: Device,
     embed_tokens: Bf16Weight, // [V, H]
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
@@ -109,6 +115,7 @@ impl GptOss {
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         Ok(GptOss {
             engine: Engine::Cpu(cpu),
+            device: Device::Cpu,
             embed_tokens: Bf16Weight::Stored(
                 checkpoint.bf16("model.embed_tokens.weight", &[vocab, hidden])?,
             ),
@@ -126,9 +133,16 @@ impl GptOss {
     #[must_use]
     pub fn with_dense_dtype(mut self, dtype: DenseDtype) -> GptOss {
         if dtype == DenseDtype::Q8 {
-            let Engine::Cpu(cpu) = &self.engine;
-            self.layers.iter_mut().for_each(|layer| layer.quantize(cpu));
-            self.lm_head.quantize(cpu);
+            match &self.engine {
+                Engine::Cpu(cpu) => {
+                    self.layers.iter_mut().for_each(|layer| layer.quantize(cpu));
+                    self.lm_head.quantize(cpu);
+                }
+                #[cfg(feature = "cuda")]
+                Engine::Cuda(_) => {
+                    tracing::warn!("a model on a CUDA device keeps its dense weights in BF16")
+                }
+            }
         }
         self
     }
@@ -138,10 +152,54 @@ impl GptOss {
         &self.config
     }
 
-    /// The CPU kernels the model runs on: `scalar`, `avx2` or `avx512`, and the number of threads.
+    /// Moves the model to `device`, see [`DeviceName::open`]: the weights are copied there, and
+    /// `progress` is called with the bytes copied so far. The sequences it is run on must come from a
+    /// cache on the same device. Moving to the CPU does nothing.
+    ///
+    /// # Errors
+    /// `Device` when the weights do not fit or the device fails; `InvalidRequest` for dense weights in
+    /// 8 bits and for a device of another kind than `cpu` and `cuda`.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "nothing to report"))]
+    pub fn to_device(self, device: &Device, progress: impl FnMut(u64)) -> Result<GptOss> {
+        match device {
+            Device::Cpu if self.device.is_cpu() => Ok(self),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) if self.device.is_cpu() => self.to_cuda(cuda, progress),
+            _ => Err(Error::invalid_request(format!(
+                "a model cannot move from {:?} to {:?}",
+                self.device.location(),
+                device.location()
+            ))),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn to_cuda(
+        mut self,
+        device: &candle_core::CudaDevice,
+        progress: impl FnMut(u64),
+    ) -> Result<GptOss> {
+        let cuda = Cuda::new(device.cuda_stream(), device.cublas_handle())?;
+        let mut upload = Upload::new(&cuda, progress)?;
+        self.embed_tokens.upload(&mut upload)?;
+        for layer in &mut self.layers {
+            layer.upload(&mut upload)?;
+        }
+        self.norm.upload(&mut upload)?;
+        self.lm_head.upload(&mut upload)?;
+        upload.finish()?;
+        Ok(GptOss { engine: Engine::Cuda(cuda), device: Device::Cuda(device.clone()), ..self })
+    }
+
+    /// Where the model runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the model runs on: the CPU's kernels, `scalar`, `avx2` or `avx512`, and the number of
+    /// threads; or the GPU by its number, name and compute capability.
     pub fn kernels(&self) -> String {
-        let Engine::Cpu(cpu) = &self.engine;
-        format!("{:?} x {}", cpu.isa(), cpu.threads()).to_lowercase()
+        self.engine.to_string()
     }
 
     /// One step over a flat ragged batch.
@@ -172,21 +230,22 @@ impl GptOss {
     }
 
     fn run(&self, batch: &Batch, sequences: &[&Sequence]) -> Result<Tensor> {
-        let (engine, device) = (&self.engine, Device::Cpu);
-        let (cos, sin) = self.rope.cos_sin(batch.positions(), &device)?;
-        let rows = rows(batch, sequences, self.layers.len())?;
+        let (engine, device) = (&self.engine, &self.device);
+        let (cos, sin) = self.rope.cos_sin(batch.positions(), device)?;
+        let rows = rows(engine, batch, sequences, self.layers.len())?;
         let step = Step { engine, cache: sequences[0].cache(), rows, cos, sin };
-        let tokens = Tensor::new(batch.tokens(), &device)?;
+        let tokens = Tensor::new(batch.tokens(), device)?;
         let (table, hidden) = (self.embed_tokens.slice(), self.config.hidden_size);
         let mut x = Residual::new(ops::embedding(engine, &tokens, table, hidden)?); // [T, H]
         for (index, layer) in self.layers.iter().enumerate() {
             layer.forward(&mut x, index, &step)?;
         }
         if batch.logit_rows().is_empty() {
-            return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &device)?);
+            // Nothing to be computed, and devices have no memory of no bytes.
+            return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &Device::Cpu)?);
         }
-        let rows = Tensor::new(batch.logit_rows(), &device)?;
-        let x = self.norm.forward(&mut x.rows(&rows)?, engine)?; // [rows, H]
+        let rows = Tensor::new(batch.logit_rows(), device)?;
+        let x = self.norm.forward(&mut x.rows(&rows, engine)?, engine)?; // [rows, H]
         self.lm_head.forward(&x, engine) // [rows, V]
     }
 
@@ -199,6 +258,11 @@ impl GptOss {
             if !sequence.cache().same_pool(sequences[0].cache()) {
                 return Err(Error::invalid_request(
                     "the sequences of a batch come from different caches",
+                ));
+            }
+            if !sequence.cache().words().device().same_device(&self.device) {
+                return Err(Error::invalid_request(
+                    "the key-value cache is on another device than the model",
                 ));
             }
             if !sequence.cache().fits(&self.config) {
@@ -242,7 +306,12 @@ impl GptOss {
 }
 
 /// Where every row of `batch` stands, in every layer.
-fn rows<'a>(batch: &'a Batch, sequences: &'a [&Sequence], layers: usize) -> Result<Rows<'a>> {
+fn rows<'a>(
+    engine: &Engine,
+    batch: &'a Batch,
+    sequences: &'a [&Sequence],
+    layers: usize,
+) -> Result<Rows<'a>> {
     let mut slots = Vec::with_capacity(layers * batch.len());
     let mut page_tables = Vec::with_capacity(layers * sequences.len());
     for layer in 0..layers {
@@ -250,7 +319,7 @@ fn rows<'a>(batch: &'a Batch, sequences: &'a [&Sequence], layers: usize) -> Resu
         slots.extend(rows.map(|(&p, &id)| sequences[id as usize].slot(layer, p as usize)));
         page_tables.extend(sequences.iter().map(|s| s.page_table(layer)));
     }
-    Ok(Rows::new(batch.positions(), batch.sequence_ids(), slots, page_tables, layers)?)
+    Ok(Rows::new(engine, batch.positions(), batch.sequence_ids(), slots, page_tables, layers)?)
 }
 
 /// Takes every page the step needs from the pool, or none.

@@ -3,6 +3,8 @@
 use super::linear::Linear;
 use super::weight::ExpertWeights;
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Upload;
 use crate::kernels::{ExpertShape, SwigluParams};
 use crate::ops::{self, Engine};
 use crate::weights::Checkpoint;
@@ -45,6 +47,13 @@ impl Moe {
                 limit: config.swiglu_limit as f32,
             },
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        self.router.upload(to)?;
+        self.gate_up_proj.upload(to)?;
+        self.down_proj.upload(to)
     }
 
     /// `x: [T, H]` to `[T, H]`.

@@ -3,6 +3,8 @@
 use super::residual::Residual;
 use super::weight::Vector;
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::Upload;
 use crate::ops::Engine;
 use crate::weights::Checkpoint;
 use candle_core::Tensor;
@@ -19,6 +21,11 @@ impl RmsNorm {
         let config = checkpoint.config();
         let weight = Vector::Host(checkpoint.f32(name, &[config.hidden_size])?);
         Ok(RmsNorm { weight, eps: config.rms_norm_eps as f32 })
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        self.weight.upload(to)
     }
 
     /// `x: [T, H]` to `[T, H]`.

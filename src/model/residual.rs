@@ -35,8 +35,8 @@ impl Residual {
     }
 
     /// The rows `rows: [R]` alone.
-    pub(super) fn rows(&self, rows: &Tensor) -> Result<Residual> {
-        let gather = |x: &Tensor| ops::gather_rows(x, rows);
+    pub(super) fn rows(&self, rows: &Tensor, engine: &Engine) -> Result<Residual> {
+        let gather = |x: &Tensor| ops::gather_rows(engine, x, rows);
         Ok(Residual {
             x: gather(&self.x)?,
             pending: self.pending.as_ref().map(gather).transpose()?,

@@ -1,7 +1,11 @@
-//! Weights where the engine reads them: in the mapped files and in host memory.
+//! Weights where the engine reads them: in the mapped files and in host memory, or on a device.
 
+#[cfg(feature = "cuda")]
+use crate::Error;
 use crate::Result;
 use crate::kernels::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::kernels::cuda::{Upload, cudarc::driver::CudaSlice};
 use crate::kernels::{Dense, ExpertShape, Experts, Q8_BLOCK};
 use crate::ops::{ExpertMatrices, ExpertProjection, Matrix, Slice};
 use crate::weights::{Checkpoint, ExpertTensors, StoredTensor};
@@ -10,12 +14,24 @@ use half::bf16;
 /// A norm, a bias or sinks.
 pub(super) enum Vector {
     Host(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Cuda(CudaSlice<f32>),
 }
 
 impl Vector {
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        if let Vector::Host(values) = self {
+            *self = Vector::Cuda(to.copy(values)?);
+        }
+        Ok(())
+    }
+
     pub(super) fn slice(&self) -> Slice<'_, f32> {
         match self {
             Vector::Host(values) => Slice::Host(values),
+            #[cfg(feature = "cuda")]
+            Vector::Cuda(values) => Slice::Cuda(values),
         }
     }
 }
@@ -23,12 +39,24 @@ impl Vector {
 /// BF16 numbers as stored: the embedding, a dense matrix, the experts' biases.
 pub(super) enum Bf16Weight {
     Stored(StoredTensor),
+    #[cfg(feature = "cuda")]
+    Cuda(CudaSlice<bf16>),
 }
 
 impl Bf16Weight {
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        if let Bf16Weight::Stored(weight) = self {
+            *self = Bf16Weight::Cuda(to.copy(weight.bf16())?);
+        }
+        Ok(())
+    }
+
     pub(super) fn slice(&self) -> Slice<'_, bf16> {
         match self {
             Bf16Weight::Stored(weight) => Slice::Host(weight.bf16()),
+            #[cfg(feature = "cuda")]
+            Bf16Weight::Cuda(weight) => Slice::Cuda(weight),
         }
     }
 }
@@ -53,6 +81,17 @@ impl DenseWeight {
         }
     }
 
+    /// To the device, where only BF16 is known.
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        match self {
+            DenseWeight::Bf16(weight) => weight.upload(to),
+            DenseWeight::Q8 { .. } => Err(Error::invalid_request(
+                "dense weights in 8 bits are for the CPU; on a CUDA device they are \"bf16\"",
+            )),
+        }
+    }
+
     pub(super) fn matrix(&self) -> Matrix<'_> {
         match self {
             DenseWeight::Bf16(weight) => weight.slice().into(),
@@ -61,9 +100,18 @@ impl DenseWeight {
     }
 }
 
-/// One projection of a layer's experts, as stored.
+/// The matrices of one projection of a layer's experts, as stored.
+enum ExpertWeight {
+    Stored(ExpertTensors),
+    #[cfg(feature = "cuda")]
+    CudaMxfp4(CudaSlice<u8>, CudaSlice<u8>),
+    #[cfg(feature = "cuda")]
+    CudaBf16(CudaSlice<bf16>),
+}
+
+/// One projection of a layer's experts.
 pub(super) struct ExpertWeights {
-    weight: ExpertTensors,
+    weight: ExpertWeight,
     bias: Bf16Weight, // [E, rows]
     shape: ExpertShape,
 }
@@ -78,23 +126,41 @@ impl ExpertWeights {
     ) -> Result<ExpertWeights> {
         let bias = format!("model.layers.{layer}.mlp.experts.{projection}_bias");
         Ok(ExpertWeights {
-            weight: checkpoint.experts(layer, projection, shape.rows, shape.cols)?,
+            weight: ExpertWeight::Stored(
+                checkpoint.experts(layer, projection, shape.rows, shape.cols)?,
+            ),
             bias: Bf16Weight::Stored(checkpoint.bf16(&bias, &[shape.experts, shape.rows])?),
             shape,
         })
     }
 
+    #[cfg(feature = "cuda")]
+    pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
+        if let ExpertWeight::Stored(weight) = &self.weight {
+            self.weight = match weight {
+                ExpertTensors::Mxfp4 { blocks, scales } => {
+                    ExpertWeight::CudaMxfp4(to.copy(blocks.bytes())?, to.copy(scales.bytes())?)
+                }
+                ExpertTensors::Bf16(weight) => ExpertWeight::CudaBf16(to.copy(weight.bf16())?),
+            };
+        }
+        self.bias.upload(to)
+    }
+
     pub(super) fn projection(&self) -> ExpertProjection<'_> {
         let weight = match &self.weight {
-            ExpertTensors::Mxfp4 { blocks, scales } => {
-                Experts::Mxfp4 { blocks: blocks.bytes(), scales: scales.bytes() }
+            ExpertWeight::Stored(ExpertTensors::Mxfp4 { blocks, scales }) => {
+                let (blocks, scales) = (blocks.bytes(), scales.bytes());
+                ExpertMatrices::Host(Experts::Mxfp4 { blocks, scales })
             }
-            ExpertTensors::Bf16(weight) => Experts::Bf16(weight.bf16()),
+            ExpertWeight::Stored(ExpertTensors::Bf16(weight)) => {
+                ExpertMatrices::Host(Experts::Bf16(weight.bf16()))
+            }
+            #[cfg(feature = "cuda")]
+            ExpertWeight::CudaMxfp4(blocks, scales) => ExpertMatrices::CudaMxfp4(blocks, scales),
+            #[cfg(feature = "cuda")]
+            ExpertWeight::CudaBf16(weight) => ExpertMatrices::CudaBf16(weight),
         };
-        ExpertProjection {
-            weight: ExpertMatrices::Host(weight),
-            bias: self.bias.slice(),
-            shape: self.shape,
-        }
+        ExpertProjection { weight, bias: self.bias.slice(), shape: self.shape }
     }
 }

@@ -1,7 +1,11 @@
 //! `attention`: every row of the flat batch over the pages of its own sequence.
 
+#[cfg(feature = "cuda")]
+use super::cuda::{output, view};
 use super::{Engine, Rows, Slice, f32_slice, u32_slice};
 use crate::kernels::{HeadShape, KvFormat};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 
 /// What an attention call needs beside the queries and the pages.
@@ -45,6 +49,24 @@ impl CustomOp2 for Attention<'_> {
         let (cpu, sinks, rows) = (self.engine.cpu()?, sinks.host()?, rows.visible(layer, window));
         cpu.attention(&mut out, q, pages, sinks, rows, heads, format, scale);
         Ok((CpuStorage::F32(out), q_layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &CudaStorage,
+        q_layout: &Layout,
+        pages: &CudaStorage,
+        pages_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let AttentionCall { rows, layer, window, sinks, heads, format, scale } = *self.call;
+        let (cuda, sinks) = (self.engine.cuda()?, sinks.cuda()?);
+        let (queries, pages) = (view(q, q_layout)?, view(pages, pages_layout)?);
+        let rows = rows.on_device()?.visible(layer, window);
+        let out = output(&q.device, queries.len(), |out| {
+            cuda.attention(out, &queries, &pages, &sinks, &rows, heads, format, scale)
+        })?;
+        Ok((out, q_layout.shape().clone()))
     }
 }
 

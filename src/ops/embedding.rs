@@ -1,6 +1,10 @@
 //! `embedding`: rows of the BF16 embedding table, widened to f32.
 
+#[cfg(feature = "cuda")]
+use super::cuda::{output, view};
 use super::{Engine, Slice, u32_slice};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use half::bf16;
 
@@ -20,6 +24,16 @@ impl CustomOp1 for Embedding<'_> {
         let mut out = vec![0.0; tokens.len() * self.hidden];
         self.engine.cpu()?.embedding(&mut out, self.table.host()?, tokens, self.hidden);
         Ok((CpuStorage::F32(out), (tokens.len(), self.hidden).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, tokens: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (cuda, table) = (self.engine.cuda()?, self.table.cuda()?);
+        let ids = view(tokens, layout)?;
+        let out = output(&tokens.device, ids.len() * self.hidden, |out| {
+            cuda.embedding(out, &table, &ids, self.hidden)
+        })?;
+        Ok((out, (ids.len(), self.hidden).into()))
     }
 }
 

@@ -1,6 +1,10 @@
 //! `matmul`: a dense projection of f32 activations.
 
+#[cfg(feature = "cuda")]
+use super::cuda::{output, view};
 use super::{Engine, Matrix, Slice, f32_slice};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 struct Matmul<'a> {
@@ -24,6 +28,18 @@ impl CustomOp1 for Matmul<'_> {
         let weight = self.weight.host()?;
         self.engine.cpu()?.matmul(&mut out, weight, x, bias, self.rows, self.cols);
         Ok((CpuStorage::F32(out), (tokens, self.rows).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let tokens = layout.dims()[0];
+        let (cuda, weight) = (self.engine.cuda()?, self.weight.cuda()?);
+        let bias = self.bias.map(Slice::cuda).transpose()?;
+        let values = view(x, layout)?;
+        let out = output(&x.device, tokens * self.rows, |out| {
+            cuda.matmul(out, &weight, &values, bias.as_ref(), self.rows, self.cols)
+        })?;
+        Ok((out, (tokens, self.rows).into()))
     }
 }
 

@@ -6,6 +6,9 @@
 
 mod attention;
 mod copy_page;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod cuda;
 mod embedding;
 mod engine;
 mod gather_rows;

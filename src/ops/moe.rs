@@ -1,7 +1,11 @@
 //! `moe_gate_up` and `moe_down`: the two halves of the routed experts.
 
+#[cfg(feature = "cuda")]
+use super::cuda::{floats, output, view};
 use super::{Engine, ExpertMatrices, Slice, f32_slice, u32_slice};
 use crate::kernels::{ExpertShape, SwigluParams};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor};
 use half::bf16;
 
@@ -44,6 +48,25 @@ impl CustomOp2 for MoeGateUp<'_> {
         cpu.moe_gate_up(&mut out, weight, bias, shape, x, indices, k, self.swiglu);
         Ok((CpuStorage::F32(out), (tokens * k, intermediate).into()))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_layout: &Layout,
+        routing: &CudaStorage,
+        routing_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (tokens, k) = (routing_layout.dims()[1], routing_layout.dims()[2]);
+        let (indices, _) = view::<u32>(routing, routing_layout)?.split_at(tokens * k);
+        let ExpertProjection { weight, bias, shape } = self.experts;
+        let (cuda, weight, bias) = (self.engine.cuda()?, weight.cuda()?, bias.cuda()?);
+        let (values, intermediate) = (view(x, x_layout)?, shape.rows / 2);
+        let out = output(&x.device, tokens * k * intermediate, |out| {
+            cuda.moe_gate_up(out, &weight, &bias, shape, &values, &indices, k, self.swiglu)
+        })?;
+        Ok((out, (tokens * k, intermediate).into()))
+    }
 }
 
 /// The activated hidden state of each token's experts: `x: [T, H]`, `routing` as made by
@@ -84,6 +107,25 @@ impl CustomOp2 for MoeDown<'_> {
         let (cpu, weight, bias) = (self.engine.cpu()?, weight.host()?, bias.host()?);
         cpu.moe_down(&mut out, weight, bias, shape, a, indices, &weights, k);
         Ok((CpuStorage::F32(out), (tokens, shape.rows).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        a: &CudaStorage,
+        a_layout: &Layout,
+        routing: &CudaStorage,
+        routing_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let (tokens, k) = (routing_layout.dims()[1], routing_layout.dims()[2]);
+        let (indices, bits) = view::<u32>(routing, routing_layout)?.split_at(tokens * k);
+        let ExpertProjection { weight, bias, shape } = self.experts;
+        let (cuda, weight, bias) = (self.engine.cuda()?, weight.cuda()?, bias.cuda()?);
+        let values = view(a, a_layout)?;
+        let out = output(&a.device, tokens * shape.rows, |out| {
+            cuda.moe_down(out, &weight, &bias, shape, &values, &indices, &floats(&bits), k)
+        })?;
+        Ok((out, (tokens, shape.rows).into()))
     }
 }
 

@@ -1,7 +1,11 @@
 //! `rms_norm`: root-mean-square normalisation (Zhang and Sennrich 2019, arXiv 1910.07467), alone and
 //! with the residual addition before it.
 
+#[cfg(feature = "cuda")]
+use super::cuda::{output, view, view_mut};
 use super::{Engine, Slice, f32_slice, f32_slice_mut};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Result, Shape, Storage, Tensor};
 use std::cell::OnceCell;
 
@@ -21,6 +25,15 @@ impl CustomOp1 for RmsNorm<'_> {
         let mut out = vec![0.0; x.len()];
         self.engine.cpu()?.rms_norm(&mut out, x, self.weight.host()?, self.eps);
         Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (cuda, weight) = (self.engine.cuda()?, self.weight.cuda()?);
+        let values = view(x, layout)?;
+        let out =
+            output(&x.device, values.len(), |out| cuda.rms_norm(out, &values, &weight, self.eps))?;
+        Ok((out, layout.shape().clone()))
     }
 }
 
@@ -58,6 +71,25 @@ impl InplaceOp2 for AddRmsNorm<'_> {
         }
         let (out, _) = self.norm.cpu_fwd(x, x_layout)?;
         self.out.get_or_init(|| Storage::Cpu(out));
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &mut CudaStorage,
+        x_layout: &Layout,
+        delta: &CudaStorage,
+        delta_layout: &Layout,
+    ) -> Result<()> {
+        let RmsNorm { engine, weight, eps } = self.norm;
+        let (cuda, weight, delta) = (engine.cuda()?, weight.cuda()?, view(delta, delta_layout)?);
+        let device = x.device.clone();
+        let mut x = view_mut(x, x_layout)?;
+        let out = output(&device, delta.len(), |out| {
+            cuda.add_rms_norm(&mut x, &delta, out, &weight, eps)
+        })?;
+        self.out.get_or_init(|| Storage::Cuda(out));
         Ok(())
     }
 }

@@ -1,8 +1,12 @@
 //! `rope_kv_write`: rotary position embedding in half-split pairs (Su et al. 2021, arXiv 2104.09864)
 //! of new queries and keys, and the keys and values into the pages of the cache.
 
+#[cfg(feature = "cuda")]
+use super::cuda::{change, on_device, view, view_mut};
 use super::{Engine, Rows, f32_slice, f32_slice_mut, u32_slice_mut};
 use crate::kernels::{HeadShape, KvFormat};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp1, InplaceOp3, Layout, Result, Storage, Tensor, bail};
 
 /// What a cache write needs beside the queries, keys and values.
@@ -55,6 +59,32 @@ impl InplaceOp3 for RopeKvWrite<'_> {
         cpu.rope(f32_slice_mut(q, q_layout)?, cos, sin, heads.q_heads, heads.head_dim);
         cpu.rope(&mut k, cos, sin, heads.kv_heads, heads.head_dim);
         pages.inplace_op1(&KvWrite { engine: self.engine, write: self.write, k: &k, v })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        q: &mut CudaStorage,
+        q_layout: &Layout,
+        k: &CudaStorage,
+        k_layout: &Layout,
+        v: &CudaStorage,
+        v_layout: &Layout,
+    ) -> Result<()> {
+        let CacheWrite { pages, cos, sin, rows, layer, heads, format } = *self.write;
+        let cuda = self.engine.cuda()?;
+        let (k, v) = (view(k, k_layout)?, view(v, v_layout)?);
+        let (cos, cos_layout) = cos.storage_and_layout();
+        let (sin, sin_layout) = sin.storage_and_layout();
+        let cos = view(on_device(&cos)?, cos_layout)?;
+        let sin = view(on_device(&sin)?, sin_layout)?;
+        let slots = rows.on_device()?.slots(layer);
+        let mut q = view_mut(q, q_layout)?;
+        change(pages, |pages, layout| {
+            let mut pages = view_mut(pages, layout)?;
+            cuda.rope_kv_write(&mut q, &k, &v, &cos, &sin, &mut pages, &slots, heads, format)?;
+            Ok(())
+        })
     }
 }
 

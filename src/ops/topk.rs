@@ -1,6 +1,10 @@
 //! `topk_softmax`: which experts each token is routed to, and with which weights.
 
+#[cfg(feature = "cuda")]
+use super::cuda::{floats_mut, output, view};
 use super::{Engine, f32_slice};
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 
 struct TopkSoftmax<'a> {
@@ -24,6 +28,18 @@ impl CustomOp1 for TopkSoftmax<'_> {
             *bits = weight.to_bits();
         }
         Ok((CpuStorage::U32(routing), (2, tokens, self.k).into()))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, logits: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let (tokens, experts) = (layout.dims()[0], layout.dims()[1]);
+        let (cuda, values) = (self.engine.cuda()?, view(logits, layout)?);
+        let routing = output(&logits.device, 2 * tokens * self.k, |routing| {
+            let (mut indices, mut bits) = routing.split_at_mut(tokens * self.k);
+            let weights = &mut floats_mut(&mut bits);
+            cuda.topk_softmax(&mut indices, weights, &values, experts, self.k)
+        })?;
+        Ok((routing, (2, tokens, self.k).into()))
     }
 }
 

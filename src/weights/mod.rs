@@ -110,6 +110,17 @@ impl Checkpoint {
         Checkpoint::from_tensors(config.clone(), Vec::new(), tensors)
     }
 
+    /// As [`Checkpoint::random`], but tensors of one distribution share their numbers, so that it takes
+    /// the memory of the largest of each: for measuring speed on a device, where a copy of each arrives.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::random`].
+    pub fn random_repeating(config: &ModelConfig, seed: u64) -> Result<Checkpoint> {
+        config.check()?;
+        let tensors = random::repeating(config, seed)?;
+        Checkpoint::from_tensors(config.clone(), Vec::new(), tensors)
+    }
+
     fn from_tensors(
         config: ModelConfig,
         files: Vec<PathBuf>,

@@ -18,17 +18,56 @@ const CHUNK: usize = 1 << 17;
 
 /// Every tensor of `config` in the MXFP4 layout.
 pub(super) fn tensors(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String, StoredTensor>> {
+    let mut tensors = BTreeMap::new();
+    for (stream, required) in required(config)?.into_iter().enumerate() {
+        let tensor = make(&required, child(seed, stream))?;
+        tensors.insert(required.name, tensor);
+    }
+    add_kv_scales(&mut tensors, config, seed);
+    Ok(tensors)
+}
+
+/// The same, but what has one distribution has one source: each tensor is a piece of it, and begins
+/// [`SHIFT`] bytes behind the one before.
+pub(super) fn repeating(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String, StoredTensor>> {
+    let required = required(config)?;
+    let kind = |required: &Required| {
+        let Required { name, stored, mean, std, .. } = required;
+        (*stored, name.ends_with("_scales"), *mean, *std)
+    };
+    let mut sources: Vec<(&Required, StoredTensor)> = Vec::new();
+    let mut tensors = BTreeMap::new();
+    for (index, one) in required.iter().enumerate() {
+        if !sources.iter().any(|(first, _)| kind(first) == kind(one)) {
+            let mut most = 0;
+            for other in required.iter().filter(|other| kind(other) == kind(one)) {
+                most = most.max(words(other)?.1 * 8);
+            }
+            let size = words(one)?.0.bitsize() / 8;
+            let shape = vec![(most + required.len() * SHIFT).div_ceil(size)];
+            let whole = Required { name: one.name.clone(), shape, ..*one };
+            sources.push((one, make(&whole, child(seed, index))?));
+        }
+        let source = sources.iter().find(|(first, _)| kind(first) == kind(one));
+        let (_, source) = source.expect("made above");
+        tensors.insert(one.name.clone(), source.piece(index * SHIFT, &one.shape));
+    }
+    add_kv_scales(&mut tensors, config, seed);
+    Ok(tensors)
+}
+
+/// Every tensor of `config`, none of a size that cannot be.
+fn required(config: &ModelConfig) -> Result<Vec<Required>> {
     let mut required = layout::outer(config);
     for layer in 0..config.num_hidden_layers() {
         required.extend(layout::layer(config, Layout::HfMxfp4, layer));
     }
-    // Sizes that cannot be are refused before the first tensor is made.
     required.iter().try_for_each(|required| words(required).map(drop))?;
-    let mut tensors = BTreeMap::new();
-    for (stream, required) in required.into_iter().enumerate() {
-        let tensor = make(&required, child(seed, stream))?;
-        tensors.insert(required.name, tensor);
-    }
+    Ok(required)
+}
+
+/// The scales of an FP8 cache, which Puzzle has.
+fn add_kv_scales(tensors: &mut BTreeMap<String, StoredTensor>, config: &ModelConfig, seed: u64) {
     if config.model_type == "gpt_oss_puzzle" {
         for layer in 0..config.num_hidden_layers() {
             let mut rng = SplitMix(child(!seed, layer));
@@ -41,8 +80,10 @@ pub(super) fn tensors(config: &ModelConfig, seed: u64) -> Result<BTreeMap<String
             }
         }
     }
-    Ok(tensors)
 }
+
+/// Bytes between the beginnings of tensors that share their numbers, so that no two are equal.
+const SHIFT: usize = 64;
 
 /// What one random tensor is made of and how many words it takes.
 fn words(required: &Required) -> Result<(Dtype, usize)> {

@@ -81,6 +81,14 @@ impl StoredTensor {
         }
     }
 
+    /// A tensor of `shape` and of this one's dtype whose bytes begin `start` bytes into it.
+    pub(super) fn piece(&self, start: usize, shape: &[usize]) -> StoredTensor {
+        let start = self.range.start + start;
+        let end = bytes_of(self.dtype, shape).map(|bytes| start + bytes);
+        let end = end.filter(|end| *end <= self.range.end).expect("within the tensor");
+        StoredTensor { range: start..end, shape: shape.to_vec(), ..self.clone() }
+    }
+
     pub(super) fn dtype(&self) -> Dtype {
         self.dtype
     }

@@ -16,6 +16,7 @@ mod attention;
 mod cache;
 mod embedding;
 mod matmul;
+mod memory;
 mod moe;
 mod moe_grouped;
 mod rms_norm;
@@ -23,6 +24,7 @@ mod sample;
 mod topk;
 
 pub use attention::{AttentionBlocks, RowsOnDevice};
+pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
 pub use sample::{NOT_FINITE, NOTHING_LEFT};
 

@@ -1,0 +1,316 @@
+//! The whole transformer on a device: golden logits, any way of feeding the same tokens, and talking.
+//!
+//! Unlike the CPU's, a row's logits on a device depend on how many rows share the step: up to eight go
+//! through other kernels than more do. So logits are compared in the Euclidean norm, not bit for bit.
+
+use crate::device::device;
+use crate::golden::{Golden, cases, relative_error, root};
+use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
+use gpt_oss_puzzle::chat::{ChatRequest, Model};
+use gpt_oss_puzzle::generation::{GenerateOptions, SamplingParams};
+use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, DeviceName, GptOss, LogitRows};
+use gpt_oss_puzzle::weights::{Checkpoint, KvScales, write_tiny_checkpoint};
+use gpt_oss_puzzle::{BlockConfig, ErrorKind, ModelConfig};
+use std::path::Path;
+use std::sync::OnceLock;
+
+/// What splitting activations in two BF16 leaves out, 2^-17 of each, adds up to over the layers of the
+/// golden checkpoints, five times over. The CPU is held to a tenth of it.
+const BOUND: f64 = 1e-4;
+
+/// The same for random weights, whose layers make more of every difference: the middle row of 150 is off
+/// by 4e-5, the worst by 1.5e-4.
+const RANDOM_BOUND: f64 = 5e-4;
+
+/// The first GPU as models use it, `None` when this machine has none.
+fn gpu() -> Option<&'static Device> {
+    static GPU: OnceLock<Device> = OnceLock::new();
+    device()?;
+    Some(GPU.get_or_init(|| DeviceName::Cuda(0).open().unwrap()))
+}
+
+struct OnGpu {
+    model: GptOss,
+    cache: KvCache,
+}
+
+impl OnGpu {
+    fn new(checkpoint: &Checkpoint, dtype: KvDtype, pages: usize, gpu: &Device) -> OnGpu {
+        let model = GptOss::new(checkpoint, 1).unwrap().to_device(gpu, |_| {}).unwrap();
+        let layers = model.config().num_hidden_layers();
+        let scales: Option<Vec<_>> =
+            (0..layers).map(|l| checkpoint.kv_scales(l).unwrap()).collect();
+        let scales = scales.or_else(|| Some(vec![KvScales { k: 0.011, v: 0.013 }; layers]));
+        let config = KvCacheConfig { dtype, pages, scales };
+        let cache = KvCache::new(model.config(), &config, gpu).unwrap();
+        OnGpu { model, cache }
+    }
+
+    /// Logits of every row of `batch`.
+    fn step(&self, batch: &Batch, sequences: &mut [&mut Sequence]) -> Vec<f32> {
+        let logits = self.model.forward(batch, sequences).unwrap();
+        assert_eq!(logits.dims(), [batch.logit_rows().len(), self.model.config().vocab_size]);
+        logits.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    /// Logits of every token, fed to `sequence` in chunks.
+    fn feed(&self, sequence: &mut Sequence, tokens: &[u32], chunk: usize) -> Vec<f32> {
+        let chunks = tokens.chunks(chunk).flat_map(|chunk| {
+            let batch = Batch::single(sequence, chunk, LogitRows::All);
+            self.step(&batch, &mut [sequence])
+        });
+        chunks.collect()
+    }
+}
+
+/// The golden logits of a case: in one piece, and with the last tokens few at a time.
+fn check_logits(gpu: &Device, case: &Path, file: &str, dtype: KvDtype, bound: f64) {
+    let golden = Golden::load(case, file);
+    let on_gpu = OnGpu::new(&Checkpoint::open(case).unwrap(), dtype, 200, gpu);
+    let (most, few) = golden.input_ids.split_at(golden.input_ids.len() - 12);
+    for pieces in [&[&golden.input_ids[..]][..], &[most, &few[..8], &few[8..11], &few[11..]]] {
+        let mut sequence = on_gpu.cache.sequence();
+        let feed = |piece: &&[u32]| on_gpu.feed(&mut sequence, piece, piece.len());
+        let logits: Vec<f32> = pieces.iter().flat_map(feed).collect();
+        let (error, row) = relative_error(&logits, &golden.logits, golden.vocab_size);
+        let name =
+            format!("{}/{file} in {} pieces", case.file_name().unwrap().display(), pieces.len());
+        println!("{name}: relative error {error:.1e} (row {row}), bound {bound:.0e}");
+        assert!(error <= bound, "{name}: row {row} is off by {error}");
+    }
+}
+
+#[test]
+fn logits_with_an_exact_cache_are_those_of_the_official_implementations() {
+    let Some(gpu) = gpu() else { return };
+    let cases = cases();
+    assert_eq!(cases.len(), 7);
+    for case in cases {
+        check_logits(gpu, &case, "golden", KvDtype::F32, BOUND);
+    }
+}
+
+#[test]
+fn logits_with_a_rounding_cache_round_as_the_reference_does() {
+    let Some(gpu) = gpu() else { return };
+    let case = root().join("puzzle-all-experts");
+    // Near a tie, a value may round the other way than the reference's.
+    check_logits(gpu, &case, "golden-fp8", KvDtype::Fp8, 1e-2);
+    check_logits(gpu, &case, "golden-bf16", KvDtype::Bf16, 1e-3);
+}
+
+/// Experts and windows that differ from layer to layer.
+fn config() -> ModelConfig {
+    let block =
+        |num_local_experts, sliding_window| BlockConfig { num_local_experts, sliding_window };
+    let mut config = ModelConfig::puzzle_88b();
+    config.vocab_size = 96;
+    config.hidden_size = 64;
+    config.intermediate_size = 32;
+    config.num_attention_heads = 4;
+    config.num_key_value_heads = 2;
+    config.max_position_embeddings = 1024;
+    config.block_configs = vec![block(8, Some(16)), block(4, None), block(5, Some(100))];
+    config
+}
+
+fn tokens(count: usize, seed: u32) -> Vec<u32> {
+    let scramble = |i: u32| (i + 1000 * seed).wrapping_mul(2_654_435_761) >> 8;
+    (0..count as u32).map(|i| scramble(i) % 96).collect()
+}
+
+fn assert_close(got: &[f32], want: &[f32], what: &str) {
+    let (error, row) = relative_error(got, want, 96);
+    assert!(error <= RANDOM_BOUND, "{what}: row {row} is off by {error}");
+}
+
+#[test]
+fn chunks_give_what_one_piece_does() {
+    let Some(gpu) = gpu() else { return };
+    let checkpoint = Checkpoint::random(&config(), 7).unwrap();
+    let on_gpu = OnGpu::new(&checkpoint, KvDtype::F32, 60, gpu);
+    let prompt = tokens(150, 1);
+    let whole = on_gpu.feed(&mut on_gpu.cache.sequence(), &prompt, 150);
+    let cpu = GptOss::new(&checkpoint, 1).unwrap();
+    let pool = KvCacheConfig { dtype: KvDtype::F32, pages: 60, scales: None };
+    let mut sequence = KvCache::new(cpu.config(), &pool, &Device::Cpu).unwrap().sequence();
+    let batch = Batch::single(&sequence, &prompt, LogitRows::All);
+    let logits = cpu.forward(&batch, &mut [&mut sequence]).unwrap();
+    assert_close(&whole, &logits.flatten_all().unwrap().to_vec1().unwrap(), "the CPU's");
+    for chunk in [1, 7, 64] {
+        let rows = on_gpu.feed(&mut on_gpu.cache.sequence(), &prompt, chunk);
+        assert_close(&rows, &whole, &format!("chunks of {chunk}"));
+    }
+    assert_eq!(on_gpu.cache.free_pages(), 60, "every page came back");
+}
+
+#[test]
+fn sequences_do_not_see_each_other() {
+    let Some(gpu) = gpu() else { return };
+    let on_gpu = OnGpu::new(&Checkpoint::random(&config(), 8).unwrap(), KvDtype::Bf16, 200, gpu);
+    let prompts = [tokens(140, 1), tokens(90, 2), tokens(33, 3)];
+    let feed = |prompt: &Vec<u32>| on_gpu.feed(&mut on_gpu.cache.sequence(), prompt, prompt.len());
+    let alone: Vec<Vec<f32>> = prompts.iter().map(feed).collect();
+    let mut sequences = [(); 3].map(|()| on_gpu.cache.sequence());
+    let mut together = [vec![], vec![], vec![]];
+    let mut round = 0;
+    while (0..3).any(|s| sequences[s].len() < prompts[s].len()) {
+        let mut batch = Batch::new();
+        let mut order = Vec::new();
+        for turn in 0..3 {
+            let s = (turn + round) % 3;
+            let done = sequences[s].len();
+            let take = [23, 1, 1][turn].min(prompts[s].len() - done);
+            batch.push(s, done, &prompts[s][done..done + take], LogitRows::All);
+            order.extend(std::iter::repeat_n(s, take));
+        }
+        let [a, b, c] = &mut sequences;
+        let rows = on_gpu.step(&batch, &mut [a, b, c]);
+        for (s, row) in order.into_iter().zip(rows.chunks(96)) {
+            together[s].extend_from_slice(row);
+        }
+        round += 1;
+    }
+    for s in 0..3 {
+        // BF16 pages round values near a tie either way.
+        let (error, row) = relative_error(&together[s], &alone[s], 96);
+        assert!(error <= 1e-2, "sequence {s}: row {row} is off by {error}");
+    }
+}
+
+#[test]
+fn forks_go_on_apart_and_truncated_sequences_go_back() {
+    let Some(gpu) = gpu() else { return };
+    let on_gpu = OnGpu::new(&Checkpoint::random(&config(), 9).unwrap(), KvDtype::F32, 100, gpu);
+    let (past, left, right) = (tokens(90, 1), tokens(20, 2), tokens(20, 3));
+    let alone = |ending: &[u32]| {
+        let mut sequence = on_gpu.cache.sequence();
+        on_gpu.feed(&mut sequence, &past, 90);
+        on_gpu.feed(&mut sequence, ending, 20)
+    };
+    let (want_left, want_right) = (alone(&left), alone(&right));
+    let mut first = on_gpu.cache.sequence();
+    on_gpu.feed(&mut first, &past, 90);
+    let mut second = first.fork();
+    // Each writes to the half-filled page that both hold: whoever is first takes a copy.
+    assert_close(&on_gpu.feed(&mut second, &right, 20), &want_right, "the fork");
+    assert_close(&on_gpu.feed(&mut first, &left, 20), &want_left, "the origin");
+    first.truncate(90).unwrap();
+    assert_close(&on_gpu.feed(&mut first, &right, 20), &want_right, "after going back");
+}
+
+#[test]
+fn only_the_rows_asked_for_come_back() {
+    let Some(gpu) = gpu() else { return };
+    let on_gpu = OnGpu::new(&Checkpoint::random(&config(), 10).unwrap(), KvDtype::F32, 60, gpu);
+    let mut sequence = on_gpu.cache.sequence();
+    let batch = Batch::single(&sequence, &[1, 2, 3], LogitRows::None);
+    assert!(on_gpu.step(&batch, &mut [&mut sequence]).is_empty());
+    let batch = Batch::single(&sequence, &[4, 5], LogitRows::Last);
+    let last = on_gpu.step(&batch, &mut [&mut sequence]);
+    let all = on_gpu.feed(&mut on_gpu.cache.sequence(), &[1, 2, 3, 4, 5], 5);
+    assert_close(&last, &all[4 * 96..], "the last row");
+}
+
+#[test]
+fn a_chat_on_the_gpu_is_the_chat_on_the_cpu() {
+    let Some(_) = gpu() else { return };
+    let puzzle_tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/puzzle-tiny");
+    let answer = |device: &str| {
+        let model = Model::builder(&puzzle_tiny)
+            .device(device.parse().unwrap())
+            .kv_dtype(KvDtype::F32)
+            .context(512)
+            .load()
+            .unwrap();
+        let request = ChatRequest::user("What is 2 + 3?")
+            .sampling(SamplingParams::default().temperature(0.0))
+            .max_tokens(12);
+        let response = model.chat(&request).unwrap();
+        (
+            model.transformer().kernels(),
+            response.reasoning().to_string(),
+            response.text().to_string(),
+        )
+    };
+    let ((cpu, thought, said), (gpu, gpu_thought, gpu_said)) = (answer("cpu"), answer("cuda"));
+    assert!(gpu.starts_with("cuda:0 "), "{gpu}");
+    assert!(!cpu.contains("cuda"), "{cpu}");
+    assert_eq!((gpu_thought, gpu_said), (thought, said));
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_that_says_what_would() {
+    let Some(gpu) = gpu() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_checkpoint(dir.path(), 1).unwrap();
+    let builder = || Model::builder(dir.path()).device(DeviceName::Cuda(0));
+    // Terabytes of cache, more than any GPU has.
+    let error = builder().context(131_072).sequences(2_000).load().err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}");
+    let text = error.to_string();
+    assert!(text.starts_with("cuda:0 has ") && text.contains("2000 conversations"), "{text}");
+    assert!(text.contains("; a context of ") && text.ends_with(" fits"), "{text}");
+
+    let error = builder().dense_dtype(DenseDtype::Q8).load().err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}");
+    assert!(error.to_string().contains("8 bits are for the CPU"), "{error}");
+    let error = builder().device(DeviceName::Cuda(99)).load().err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Device, "{error}");
+    assert!(error.to_string().starts_with("cuda:99 cannot be used: "), "{error}");
+
+    // A cache that is somewhere else.
+    let checkpoint = Checkpoint::random(&config(), 11).unwrap();
+    let on_gpu = OnGpu::new(&checkpoint, KvDtype::F32, 10, gpu);
+    let pool = KvCacheConfig { dtype: KvDtype::F32, pages: 10, scales: None };
+    let mut sequence = KvCache::new(&config(), &pool, &Device::Cpu).unwrap().sequence();
+    let batch = Batch::single(&sequence, &[1], LogitRows::Last);
+    let error = on_gpu.model.forward(&batch, &mut [&mut sequence]).unwrap_err();
+    assert_eq!(error.to_string(), "the key-value cache is on another device than the model");
+}
+
+#[test]
+fn weights_arrive_whole_and_are_reported() {
+    let Some(gpu) = gpu() else { return };
+    // An embedding of more than one pinned buffer, and of no whole number of them.
+    let mut config = config();
+    config.vocab_size = 160_001;
+    config.hidden_size = 128;
+    config.block_configs.truncate(1);
+    let checkpoint = Checkpoint::random(&config, 12).unwrap();
+    let mut reported = Vec::new();
+    let model = GptOss::new(&checkpoint, 1).unwrap();
+    let model = model.to_device(gpu, |bytes| reported.push(bytes)).unwrap();
+    assert!(reported.is_sorted(), "{reported:?}");
+    let (done, total) = (*reported.last().unwrap(), checkpoint.total_bytes());
+    // Vectors are widened to f32.
+    assert!((total..total + 65_536).contains(&done), "{done} of {total}");
+    let cpu = GptOss::new(&checkpoint, 1).unwrap();
+    let pool = KvCacheConfig { dtype: KvDtype::F32, pages: 10, scales: None };
+    let logits = |model: &GptOss, device: &Device| {
+        let mut sequence = KvCache::new(&config, &pool, device).unwrap().sequence();
+        let batch = Batch::single(&sequence, &[0, 65_536, 131_073, 160_000], LogitRows::Last);
+        let logits = model.forward(&batch, &mut [&mut sequence]).unwrap();
+        logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let (error, _) = relative_error(&logits(&model, gpu), &logits(&cpu, &Device::Cpu), 160_001);
+    assert!(error <= RANDOM_BOUND, "{error}");
+}
+
+#[test]
+fn greedy_text_is_the_cpus() {
+    let Some(_) = gpu() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_checkpoint(dir.path(), 3).unwrap();
+    let options = GenerateOptions::default()
+        .sampling(SamplingParams::default().temperature(0.0))
+        .max_tokens(24);
+    let ids = |device: DeviceName| {
+        let builder = Model::builder(dir.path()).device(device).kv_dtype(KvDtype::F32);
+        let model = builder.context(256).prefill_chunk(16).load().unwrap();
+        let tokens =
+            model.generate("The quick brown fox jumps over the lazy dog", &options).unwrap();
+        tokens.map(|t| t.unwrap().id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(DeviceName::Cuda(0)), ids(DeviceName::Cpu));
+}
