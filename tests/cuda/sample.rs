@@ -167,9 +167,11 @@ fn a_draw_is_the_references() {
 fn draws_from_every_share_are_the_candidates() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(3);
-    for round in 0..6 {
-        let vocab = [7, 2100][round % 2];
-        let logits = logits(&mut rng, vocab);
+    for round in 0..30 {
+        let vocab = if round % 10 == 9 { 2100 } else { 7 };
+        // Of either sign, and negative throughout: penalties treat them differently.
+        let shift = [0.0, 13.0][round % 2];
+        let logits: Vec<f32> = logits(&mut rng, vocab).iter().map(|l| l / 4.0 - shift).collect();
         let mut case = Case::random(&mut rng, vocab);
         (case.draw.temperature, case.draw.top_k) = (1.5, 25);
         let want = reference::sample(&logits, &case.draw()).unwrap().candidates;

@@ -1,13 +1,13 @@
 // What decoding and prefill share: a warp attends with query vectors to a tile of positions.
 //
 // Scores and weighted sums are m16n8k16 products. The 16 rows of the left operand are eight query
-// vectors and, under them, what rounding them took away: an f32 is two 16-bit numbers, hi and lo, and
-// rows g and g + 8 of a product are added. Eight is how many query heads of this family share a kv
-// head, so one read of K and V serves them all.
+// vectors and, under them, what rounding them took away: an f32 is two 16-bit numbers, hi and lo,
+// and rows g and g + 8 of a product are added. Eight is how many query heads of this family share a
+// kv head, so one read of K and V serves them all.
 //
 // A lane is 4·g + t, as in the layout of the fragments: it holds two columns of row g of the sums.
-// Which positions and dimensions these columns stand for is free, as long as both operands agree. The
-// orders chosen let a lane read its share of a key or value as 4 or more neighbours.
+// Which positions and dimensions these columns stand for is free, as long as both operands agree.
+// The orders chosen let a lane read its share of a key or value as 4 or more neighbours.
 #pragma once
 #include "pages.cuh"
 
@@ -15,20 +15,24 @@
 struct Half2 {
     static __device__ __forceinline__ uint32_t pack(float x, float y) { return f32_to_f16x2(x, y); }
     static __device__ __forceinline__ float2 unpack(uint32_t word) { return f16x2_to_f32(word); }
-    static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint2 b) {
+    static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
+                                                    uint2 b) {
         mma_f16(d, a, {b.x, b.y});
     }
 };
 struct Bfloat162 {
-    static __device__ __forceinline__ uint32_t pack(float x, float y) { return f32_to_bf16x2(x, y); }
+    static __device__ __forceinline__ uint32_t pack(float x, float y) {
+        return f32_to_bf16x2(x, y);
+    }
     static __device__ __forceinline__ float2 unpack(uint32_t word) { return bf16x2_to_f32(word); }
-    static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4], uint2 b) {
+    static __device__ __forceinline__ void multiply(float (&d)[4], const uint32_t (&a)[4],
+                                                    uint2 b) {
         mma_bf16(d, a, {b.x, b.y});
     }
 };
 
-// In what numbers a stored element is multiplied, and into how many it is split. E4M3 numbers are f16
-// numbers and bf16 are themselves; an f32 is two bf16.
+// In what numbers a stored element is multiplied, and into how many it is split. E4M3 numbers are
+// f16 numbers and bf16 are themselves; an f32 is two bf16.
 template <int FORMAT> struct Stored {
     using Number = Bfloat162;
     static constexpr int PARTS = FORMAT == KV_F32 ? 2 : 1;
@@ -53,8 +57,8 @@ __device__ __forceinline__ uint32_t fp8x2_to_half2(uint32_t codes) {
     return word;
 }
 
-// Element `e` of word group `a` and of `b`, one after the other in one word; part 1 is what rounding
-// took away. A group holds neighbours: 4 fp8, 4 bf16 or 4 f32.
+// Element `e` of word group `a` and of `b`, one after the other in one word; part 1 is what
+// rounding took away. A group holds neighbours: 4 fp8, 4 bf16 or 4 f32.
 template <int FORMAT>
 __device__ __forceinline__ uint32_t pair(const uint32_t *a, const uint32_t *b, int e, int part) {
     if constexpr (FORMAT == KV_FP8) {
@@ -88,14 +92,14 @@ __device__ __forceinline__ int tile_position(int j, int n) {
     return 16 * (j / 2) + 4 * (n / 2) + 2 * (j % 2) + n % 2;
 }
 
-// The first of the four neighbouring dimensions that lane t contributes to step `step` of q·k, when a
-// lane's keys come in runs of PER.
+// The first of the four neighbouring dimensions that lane t contributes to step `step` of q·k, when
+// a lane's keys come in runs of PER.
 template <int PER> __device__ __forceinline__ int key_dim(int step, int t) {
     return 4 * step / PER * 4 * PER + t * PER + 4 * step % PER;
 }
 
-// The dimension that column `n` of products `nt` of the weighted sums stands for, when a lane's values
-// come in runs of PER.
+// The dimension that column `n` of products `nt` of the weighted sums stands for, when a lane's
+// values come in runs of PER.
 template <int PER> __device__ __forceinline__ int value_dim(int nt, int n) {
     return nt / PER * 8 * PER + n * PER + nt % PER;
 }
@@ -115,8 +119,8 @@ template <int DIM> struct Queries {
 
     // Vector g is `q`, of `dim` dimensions; null stands for zeros that see nothing.
     template <class Number, int PER>
-    __device__ __forceinline__ void start(const float *vector, int dim, float scale, unsigned first_seen,
-                                          unsigned end_seen) {
+    __device__ __forceinline__ void start(const float *vector, int dim, float scale,
+                                          unsigned first_seen, unsigned end_seen) {
         const int t = threadIdx.x % 4;
         float x[DIM / 4], largest = 0;
 #pragma unroll
@@ -132,7 +136,8 @@ template <int DIM> struct Queries {
         const float up = __uint_as_float((266 - exponent) << 23);
 #pragma unroll
         for (int i = 0; i < DIM / 8; i++)
-            split<Number>(x[2 * i] * up, x[2 * i + 1] * up, q[i / 2][i % 2 * 2], q[i / 2][i % 2 * 2 + 1]);
+            split<Number>(x[2 * i] * up, x[2 * i + 1] * up, q[i / 2][i % 2 * 2],
+                          q[i / 2][i % 2 * 2 + 1]);
         factor = __uint_as_float((exponent - 12) << 23) * (scale * LOG2_E);
         first = vector ? first_seen : 0, end = vector ? end_seen : 0;
         max = -INFINITY, sum = 0;
@@ -141,15 +146,18 @@ template <int DIM> struct Queries {
     }
 
     // Of the lane's columns 2t and 2t + 1 of products `nt`: the sum of weights times values.
-    __device__ __forceinline__ float weighted(int nt, int i) const { return acc[nt][i] + acc[nt][2 + i]; }
+    __device__ __forceinline__ float weighted(int nt, int i) const {
+        return acc[nt][i] + acc[nt][2 + i];
+    }
 };
 
 // Adds 8 · TILES positions from `base` on to N times eight vectors. `keys(j, step, part)` and
 // `values(nt, step, part)` give a lane's two words of the right operand; what is not visible to any
-// vector must be finite there. When the page of the tile is `missing`, vectors that see it become NaN.
+// vector must be finite there. When the page of the tile is `missing`, vectors that see it become
+// NaN.
 template <int FORMAT, int DIM, int TILES, int N, class Keys, class Values>
-__device__ __forceinline__ void attend(Queries<DIM> (&x)[N], unsigned base, bool missing, const Keys &keys,
-                                       const Values &values) {
+__device__ __forceinline__ void attend(Queries<DIM> (&x)[N], unsigned base, bool missing,
+                                       const Keys &keys, const Values &values) {
     using Number = typename Stored<FORMAT>::Number;
     constexpr int PARTS = Stored<FORMAT>::PARTS;
     const int t = threadIdx.x % 4;
@@ -201,8 +209,9 @@ __device__ __forceinline__ void attend(Queries<DIM> (&x)[N], unsigned base, bool
         uint32_t p[N][4];
 #pragma unroll
         for (int i = 0; i < 2 * N; i++) {
-            const float(&w)[2] = weights[i / 2][2 * step + i % 2];
-            split<Number>(w[0] * WEIGHT_UNIT, w[1] * WEIGHT_UNIT, p[i / 2][i % 2 * 2], p[i / 2][i % 2 * 2 + 1]);
+            const float (&w)[2] = weights[i / 2][2 * step + i % 2];
+            split<Number>(w[0] * WEIGHT_UNIT, w[1] * WEIGHT_UNIT, p[i / 2][i % 2 * 2],
+                          p[i / 2][i % 2 * 2 + 1]);
         }
 #pragma unroll
         for (int nt = 0; nt < DIM / 8; nt++)
@@ -222,7 +231,8 @@ struct AttentionRows {
     unsigned window;  // UINT32_MAX for none
     unsigned page_count;
 
-    // Of a row; one that its page table cannot hold becomes the first of these, whose page is missing.
+    // Of a row; one that its page table cannot hold becomes the first of these, whose page is
+    // missing.
     __device__ __forceinline__ unsigned position(size_t row) const {
         return ::min(positions[row], table_stride * PAGE_TOKENS);
     }

@@ -109,7 +109,7 @@ impl Cuda {
         let wanted = BLOCKS_PER_MULTIPROCESSOR * multiprocessors.max(1) as usize;
         let groups = (heads.q_heads / heads.kv_heads.max(1)).div_ceil(GROUP);
         let of_row = wanted / (rows.blocks.singles * heads.kv_heads * groups).max(1);
-        let span = visible(rows).div_ceil(of_row.max(1)).max(1).next_multiple_of(SPAN);
+        let span = positions(rows).1.div_ceil(of_row.max(1)).max(1).next_multiple_of(SPAN);
         self.attention_in_spans(out, q, pages, sinks, rows, heads, format, scale, span)
     }
 
@@ -142,15 +142,16 @@ impl Cuda {
         assert_eq!(out.len(), q.len(), "out");
         let stride = rows.table_stride;
         assert!(stride > 0 && rows.page_tables.len().is_multiple_of(stride), "page tables");
-        int(elements([stride + 1, PAGE_TOKENS])); // positions fit
+        assert!(stride < 1 << 24, "page tables of {stride} entries");
         assert!(rows.window != Some(0), "a window sees at least its own position");
-        assert!(span > 0 && span.is_multiple_of(ALIGNMENT), "span");
+        assert!(span > 0 && span <= 1 << 30 && span.is_multiple_of(ALIGNMENT), "span");
 
         let (_, k_scale, v_scale) = format_arguments(format);
         let (k_factor, span) = (scale * k_scale, uint(span));
         // The first part of a row whose window has moved on may begin before what it sees.
-        let early = if rows.longest > visible(rows) { ALIGNMENT - 1 } else { 0 };
-        let splits = (visible(rows) + early).div_ceil(span as usize).max(1);
+        let (longest, visible) = positions(rows);
+        let early = if longest > visible { ALIGNMENT - 1 } else { 0 };
+        let splits = (visible + early).div_ceil(span as usize).max(1);
         let sequences = int(rows.page_tables.len() / stride);
         let (stride, page_count) = (int(stride), uint(page_count));
         let window = rows.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX));
@@ -212,9 +213,11 @@ impl Cuda {
     }
 }
 
-/// Positions that the row with the most of them sees.
-fn visible(rows: &RowsOnDevice<'_>) -> usize {
-    rows.longest.min(rows.window.unwrap_or(usize::MAX))
+/// Positions of the longest row, and those that it sees. A row cannot be longer than its page table,
+/// but for the one position that the kernels put in the place of those that are.
+fn positions(rows: &RowsOnDevice<'_>) -> (usize, usize) {
+    let longest = rows.longest.min(rows.table_stride * PAGE_TOKENS + 1);
+    (longest, longest.min(rows.window.unwrap_or(usize::MAX)))
 }
 
 type Names = [&'static str; 3];

@@ -1,29 +1,26 @@
 // Attention for rows that are alone: one block per row, kv head and part of its visible positions
 // (split-KV), and a second kernel that puts the parts together.
 //
-// The bytes: at depth 131,072 in FP8 a layer reads 131,072 · 1,024 bytes, 31 us at 4.3 TB/s, which takes
-// 4.3e12 · 0.7 us = 3 MB on the way, 23 KB per multiprocessor of 132. A warp asks for the keys and
-// values of 32 positions, 4 KB in FP8 and 8 KB in BF16, before it uses the first; four blocks of four
-// warps have 64 KB on the way when none waits for arithmetic. The arithmetic of such a step is some 350
-// instructions, 90 cycles of the four schedulers, where memory takes 220.
+// The bytes: at depth 131,072 in FP8 a layer reads 131,072 · 1,024 bytes, 31 us at 4.3 TB/s, which
+// takes 4.3e12 · 0.7 us = 3 MB on the way, 23 KB per multiprocessor of 132. A warp asks for the
+// keys and values of 32 positions, 4 KB in FP8 and 8 KB in BF16, before it uses the first; four
+// blocks of four warps have 64 KB on the way when none waits for arithmetic. Such a step is some 550
+// instructions in FP8 (sm_90a), 140 cycles of the four schedulers, where its bytes take 220.
 #include "attention.cuh"
 
 constexpr int DECODE_WARPS = 4;
 
-// Runs of a lane: 16 bytes of a key; 8 values, or 4 where those would be more than 16 bytes.
-template <int FORMAT> constexpr int KEY_RUN = 16 / (FORMAT == KV_F32 ? 4 : FORMAT == KV_BF16 ? 2 : 1);
-template <int FORMAT> constexpr int VALUE_RUN = FORMAT == KV_F32 ? 4 : 8;
-
-// `out` is [rows, Q, D] itself when one part is all, else the parts: per row of `rows`, head and part
-// the largest score, the sum of the weights and D weighted sums.
+// `out` is [rows, Q, D] itself when one part is all, else the parts: per row of `rows`, head and
+// part the largest score, the sum of the weights and D weighted sums.
 template <int FORMAT, int DIM, bool EXACT, int TILES>
-__device__ __forceinline__ void decode(float *out, const float *q, const uint8_t *pages, const float *sinks,
-                                       const uint32_t *rows, const AttentionRows &view, int q_heads,
-                                       int kv_heads, int head_dim, float k_factor, float v_scale,
-                                       unsigned span) {
-    constexpr int BYTES = FORMAT == KV_F32 ? 4 : FORMAT == KV_BF16 ? 2 : 1;
+__device__ __forceinline__ void decode(float *out, const float *q, const uint8_t *pages,
+                                       const float *sinks, const uint32_t *rows,
+                                       const AttentionRows &view, int q_heads, int kv_heads,
+                                       int head_dim, float k_factor, float v_scale, unsigned span) {
+    constexpr int BYTES = element_bytes(FORMAT);
     constexpr int STEP = 8 * TILES;  // positions; a step lies in one page
-    constexpr int K_RUN = KEY_RUN<FORMAT>, V_RUN = VALUE_RUN<FORMAT>;
+    // Runs of a lane: 16 bytes of a key; 8 values, or 4 where those would be more than 16 bytes.
+    constexpr int K_RUN = 16 / BYTES, V_RUN = FORMAT == KV_F32 ? 4 : 8;
     const int dim = EXACT ? DIM : head_dim;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
     const int group = q_heads / kv_heads;
@@ -52,20 +49,25 @@ __device__ __forceinline__ void decode(float *out, const float *q, const uint8_t
         for (int j = 0; j < TILES; j++) {
             const unsigned at = base + tile_position(j, g);
             const bool visible = at >= first && at < end && !missing;
-            const uint8_t *from = pages + row_start(missing ? 0 : page, 0, kv_head, at % PAGE_TOKENS, kv_heads, row_bytes);
+            const uint8_t *from =
+                pages
+                + row_start(missing ? 0 : page, 0, kv_head, at % PAGE_TOKENS, kv_heads, row_bytes);
 #pragma unroll
             for (int i = 0; i < DIM * BYTES / 64; i++) {
                 const int d = (4 * i + t) * K_RUN;
                 uint4 run = make_uint4(0, 0, 0, 0);
                 if (visible && (EXACT || d < dim)) run = *(const uint4 *)(from + d * BYTES);
-                k[j][4 * i] = run.x, k[j][4 * i + 1] = run.y, k[j][4 * i + 2] = run.z, k[j][4 * i + 3] = run.w;
+                k[j][4 * i] = run.x, k[j][4 * i + 1] = run.y, k[j][4 * i + 2] = run.z,
+                         k[j][4 * i + 3] = run.w;
             }
         }
 #pragma unroll
         for (int r = 0; r < 2 * TILES; r++) {
             const unsigned at = base + 16 * (r / 4) + 4 * t + r % 4;
             const bool visible = at >= first && at < end && !missing;
-            const uint8_t *from = pages + row_start(missing ? 0 : page, 1, kv_head, at % PAGE_TOKENS, kv_heads, row_bytes);
+            const uint8_t *from =
+                pages
+                + row_start(missing ? 0 : page, 1, kv_head, at % PAGE_TOKENS, kv_heads, row_bytes);
 #pragma unroll
             for (int i = 0; i < DIM / 8 / V_RUN; i++) {
                 const int d = (8 * i + g) * V_RUN;
@@ -77,7 +79,8 @@ __device__ __forceinline__ void decode(float *out, const float *q, const uint8_t
                 } else {
                     uint4 run = make_uint4(0, 0, 0, 0);
                     if (read) run = *(const uint4 *)(from + d * BYTES);
-                    v[r][4 * i] = run.x, v[r][4 * i + 1] = run.y, v[r][4 * i + 2] = run.z, v[r][4 * i + 3] = run.w;
+                    v[r][4 * i] = run.x, v[r][4 * i + 1] = run.y, v[r][4 * i + 2] = run.z,
+                             v[r][4 * i + 3] = run.w;
                 }
             }
         }
@@ -88,8 +91,9 @@ __device__ __forceinline__ void decode(float *out, const float *q, const uint8_t
             [&](int j, int step, int part) { return quad<FORMAT>(&k[j][step * BYTES], part); },
             [&](int nt, int step, int part) {
                 const int word = nt / 4 * BYTES;
-                return make_uint2(pair<FORMAT>(&v[4 * step][word], &v[4 * step + 1][word], nt % 4, part),
-                                  pair<FORMAT>(&v[4 * step + 2][word], &v[4 * step + 3][word], nt % 4, part));
+                return make_uint2(
+                    pair<FORMAT>(&v[4 * step][word], &v[4 * step + 1][word], nt % 4, part),
+                    pair<FORMAT>(&v[4 * step + 2][word], &v[4 * step + 3][word], nt % 4, part));
             });
         base = next;
     }
@@ -119,31 +123,34 @@ __device__ __forceinline__ void decode(float *out, const float *q, const uint8_t
         value *= v_scale / WEIGHT_UNIT;
         if (gridDim.x == 1) {
             // As attention_combine does with one part, bit for bit: no fused operation, no -0.
-            const float sink = sinks[head] * LOG2_E, all = fmaxf(max, sink), weight = exp2f(max - all);
+            const float sink = sinks[head] * LOG2_E, all = fmaxf(max, sink),
+                        weight = exp2f(max - all);
             value = __fadd_rn(__fmul_rn(value, weight), 0.0f);
             sum = __fadd_rn(exp2f(sink - all), __fmul_rn(sum, weight));
             // Some of the positions, because the caller said there were fewer, are no answer.
             out[(row * q_heads + head) * dim + d] = end == position + 1 ? value / sum : NAN;
         } else {
-            float *part = out + ((size_t(blockIdx.z) * q_heads + head) * gridDim.x + blockIdx.x) * (dim + 2);
+            float *part =
+                out + ((size_t(blockIdx.z) * q_heads + head) * gridDim.x + blockIdx.x) * (dim + 2);
             part[2 + d] = value;
             if (d == 0) part[0] = max, part[1] = sum;
         }
     }
 }
 
-#define DECODE(name, FORMAT, DIM, EXACT, TILES)                                                        \
-    extern "C" __global__ void __launch_bounds__(32 * DECODE_WARPS)                                    \
-        name(float *__restrict__ out, const float *__restrict__ q, const uint8_t *__restrict__ pages,  \
-             const float *__restrict__ sinks, const uint32_t *__restrict__ rows,                       \
-             const uint32_t *__restrict__ positions, const uint32_t *__restrict__ sequences,           \
-             const uint32_t *__restrict__ page_tables, int sequence_count, int table_stride,           \
-             uint32_t window, uint32_t page_count, int q_heads, int kv_heads, int head_dim,            \
-             float k_factor, float v_scale, uint32_t span) {                                           \
-        const AttentionRows view = {positions, sequences, page_tables, unsigned(sequence_count),       \
-                                    unsigned(table_stride), window, page_count};                       \
-        decode<FORMAT, DIM, EXACT, TILES>(out, q, pages, sinks, rows, view, q_heads, kv_heads,         \
-                                          head_dim, k_factor, v_scale, span);                          \
+#define DECODE(name, FORMAT, DIM, EXACT, TILES)                                                  \
+    extern "C" __global__ void __launch_bounds__(32 * DECODE_WARPS) name(                        \
+        float *__restrict__ out, const float *__restrict__ q, const uint8_t *__restrict__ pages, \
+        const float *__restrict__ sinks, const uint32_t *__restrict__ rows,                      \
+        const uint32_t *__restrict__ positions, const uint32_t *__restrict__ sequences,          \
+        const uint32_t *__restrict__ page_tables, int sequence_count, int table_stride,          \
+        uint32_t window, uint32_t page_count, int q_heads, int kv_heads, int head_dim,           \
+        float k_factor, float v_scale, uint32_t span) {                                          \
+        const AttentionRows view = {                                                             \
+            positions, sequences, page_tables, unsigned(sequence_count), unsigned(table_stride), \
+            window,    page_count};                                                              \
+        decode<FORMAT, DIM, EXACT, TILES>(out, q, pages, sinks, rows, view, q_heads, kv_heads,   \
+                                          head_dim, k_factor, v_scale, span);                    \
     }
 
 // The family's head_dim, and any other multiple of 16 up to 128.
@@ -157,10 +164,10 @@ DECODE(attention_decode_fp8, KV_FP8, 128, false, 2)
 // Puts the parts of row rows[blockIdx.y] and head blockIdx.x together, with the head's sink, which
 // counts once. Parts are added in a fixed order.
 extern "C" __global__ void __launch_bounds__(256)
-    attention_combine(float *__restrict__ out, const float *__restrict__ parts, const float *__restrict__ sinks,
-                      const uint32_t *__restrict__ rows, const uint32_t *__restrict__ positions,
-                      int table_stride, uint32_t window, uint32_t span, int splits, int q_heads,
-                      int head_dim) {
+    attention_combine(float *__restrict__ out, const float *__restrict__ parts,
+                      const float *__restrict__ sinks, const uint32_t *__restrict__ rows,
+                      const uint32_t *__restrict__ positions, int table_stride, uint32_t window,
+                      uint32_t span, int splits, int q_heads, int head_dim) {
     __shared__ float reduced[256];
     const int head = blockIdx.x, i = threadIdx.x;
     const size_t row = rows[2 * blockIdx.y];
@@ -185,7 +192,8 @@ extern "C" __global__ void __launch_bounds__(256)
     max = reduced[0];
     __syncthreads();
     // Threads of one dimension take every other part, or every fourth.
-    const int width = head_dim <= 64 ? 64 : 128, d = i % width, slice = i / width, slices = 256 / width;
+    const int width = head_dim <= 64 ? 64 : 128, d = i % width, slice = i / width,
+              slices = 256 / width;
     __shared__ float sums[256];
     float value = 0, sum = 0;
     for (unsigned s = slice; s < count; s += slices) {
@@ -198,7 +206,8 @@ extern "C" __global__ void __launch_bounds__(256)
     __syncthreads();
     if (slice == 0 && d < head_dim) {
         sum = exp2f(sinks[head] * LOG2_E - max), value = 0;
-        for (int n = 0; n < slices; n++) value += reduced[n * width + d], sum += sums[n * width + d];
+        for (int n = 0; n < slices; n++)
+            value += reduced[n * width + d], sum += sums[n * width + d];
         to[d] = value / sum;
     }
 }

@@ -1,11 +1,12 @@
-// Attention for runs of rows of one sequence (flash-style): a block takes up to 16 rows and one kv head.
+// Attention for runs of rows of one sequence (flash-style): a block takes up to 16 rows and one kv
+// head.
 //
-// The keys and values of a tile of positions are converted once, into shared memory, where all rows and
-// query heads use them: 128 query vectors of eight query heads a kv head, 16 per warp.
+// The keys and values of a tile of positions are converted once, into shared memory, where all rows
+// and query heads use them: 128 query vectors of eight query heads a kv head, 16 per warp.
 //
-// Both products want a lane's four neighbours of a row as one load of 8 bytes, 16 lanes at a time from
-// different banks: keys lie as [position, dim], values as [dim, position], and the units of 8 bytes of
-// a row are permuted by a number that depends on the row.
+// Both products want a lane's four neighbours of a row as one load of 8 bytes, 16 lanes at a time
+// from different banks: keys lie as [position, dim], values as [dim, position], and the units of 8
+// bytes of a row are permuted by a number that depends on the row.
 #include "attention.cuh"
 
 constexpr int PREFILL_WARPS = 8;
@@ -37,10 +38,11 @@ __device__ __forceinline__ void load_group(uint32_t (&group)[4], const uint8_t *
 }
 
 template <int FORMAT, int DIM, bool EXACT, int N>
-__device__ __forceinline__ void prefill(float *out, const float *q, const uint8_t *pages, const float *sinks,
-                                        const uint32_t *blocks, const AttentionRows &view, int q_heads,
-                                        int kv_heads, int head_dim, float k_factor, float v_scale) {
-    constexpr int BYTES = FORMAT == KV_F32 ? 4 : FORMAT == KV_BF16 ? 2 : 1;
+__device__ __forceinline__ void prefill(float *out, const float *q, const uint8_t *pages,
+                                        const float *sinks, const uint32_t *blocks,
+                                        const AttentionRows &view, int q_heads, int kv_heads,
+                                        int head_dim, float k_factor, float v_scale) {
+    constexpr int BYTES = element_bytes(FORMAT);
     constexpr int PARTS = Stored<FORMAT>::PARTS;
     constexpr int TILE = 4096 / DIM;  // positions: all of a page, or half of one
     constexpr int K_UNITS = DIM / 4, V_UNITS = TILE / 4;
@@ -70,8 +72,8 @@ __device__ __forceinline__ void prefill(float *out, const float *q, const uint8_
         const int head = kv_head * group + vector % group;
         const unsigned position = view.position(row);
         const size_t at = (row * q_heads + head) * dim;
-        x[n].template start<typename Stored<FORMAT>::Number, 4>(used ? q + at : nullptr, dim, k_factor,
-                                                               view.first_seen(position), position + 1);
+        x[n].template start<typename Stored<FORMAT>::Number, 4>(
+            used ? q + at : nullptr, dim, k_factor, view.first_seen(position), position + 1);
         to[n] = used ? out + at : nullptr;
         sink[n] = used ? sinks[head] * LOG2_E : 0;
     }
@@ -84,9 +86,11 @@ __device__ __forceinline__ void prefill(float *out, const float *q, const uint8_
         __syncthreads();  // all have used the last tile
         for (int i = threadIdx.x; i < TILE * K_UNITS; i += PREFILL_THREADS) {
             const int p = i / K_UNITS, unit = i % K_UNITS;
-            const bool read = base + p >= lowest && base + p < highest && !missing && (EXACT || 4 * unit < dim);
-            const uint8_t *from =
-                pages + row_start(missing ? 0 : page, 0, kv_head, (base + p) % PAGE_TOKENS, kv_heads, row_bytes);
+            const bool read =
+                base + p >= lowest && base + p < highest && !missing && (EXACT || 4 * unit < dim);
+            const uint8_t *from = pages
+                                  + row_start(missing ? 0 : page, 0, kv_head,
+                                              (base + p) % PAGE_TOKENS, kv_heads, row_bytes);
             uint32_t words[4];
             load_group<FORMAT>(words, from + 4 * unit * BYTES, read);
 #pragma unroll
@@ -100,8 +104,9 @@ __device__ __forceinline__ void prefill(float *out, const float *q, const uint8_
             for (int r = 0; r < 4; r++) {
                 const unsigned at = base + 4 * unit + r;
                 const bool read = at >= lowest && at < highest && !missing && (EXACT || d < dim);
-                const uint8_t *from =
-                    pages + row_start(missing ? 0 : page, 1, kv_head, at % PAGE_TOKENS, kv_heads, row_bytes);
+                const uint8_t *from = pages
+                                      + row_start(missing ? 0 : page, 1, kv_head, at % PAGE_TOKENS,
+                                                  kv_heads, row_bytes);
                 load_group<FORMAT>(words[r], from + d * BYTES, read);
             }
 #pragma unroll
@@ -130,7 +135,8 @@ __device__ __forceinline__ void prefill(float *out, const float *q, const uint8_
         sum += __shfl_xor_sync(~0u, sum, 1);
         sum += __shfl_xor_sync(~0u, sum, 2);
         const float max = fmaxf(x[n].max, sink[n]), weight = exp2f(x[n].max - max);
-        const float factor = weight / (sum * weight + exp2f(sink[n] - max)) * (v_scale / WEIGHT_UNIT);
+        const float factor =
+            weight / (sum * weight + exp2f(sink[n] - max)) * (v_scale / WEIGHT_UNIT);
         if (!to[n]) continue;
 #pragma unroll
         for (int i = 0; i < DIM / 4; i++) {
@@ -140,18 +146,19 @@ __device__ __forceinline__ void prefill(float *out, const float *q, const uint8_
     }
 }
 
-#define PREFILL(name, FORMAT, DIM, EXACT, N)                                                           \
-    extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)                                      \
-        name(float *__restrict__ out, const float *__restrict__ q, const uint8_t *__restrict__ pages,  \
-             const float *__restrict__ sinks, const uint32_t *__restrict__ blocks,                     \
-             const uint32_t *__restrict__ positions, const uint32_t *__restrict__ sequences,           \
-             const uint32_t *__restrict__ page_tables, int sequence_count, int table_stride,           \
-             uint32_t window, uint32_t page_count, int q_heads, int kv_heads, int head_dim,            \
-             float k_factor, float v_scale) {                                                          \
-        const AttentionRows view = {positions, sequences, page_tables, unsigned(sequence_count),       \
-                                    unsigned(table_stride), window, page_count};                       \
-        prefill<FORMAT, DIM, EXACT, N>(out, q, pages, sinks, blocks, view, q_heads, kv_heads,          \
-                                       head_dim, k_factor, v_scale);                                   \
+#define PREFILL(name, FORMAT, DIM, EXACT, N)                                                     \
+    extern "C" __global__ void __launch_bounds__(PREFILL_THREADS)                                \
+        name(float *__restrict__ out, const float *__restrict__ q,                               \
+             const uint8_t *__restrict__ pages, const float *__restrict__ sinks,                 \
+             const uint32_t *__restrict__ blocks, const uint32_t *__restrict__ positions,        \
+             const uint32_t *__restrict__ sequences, const uint32_t *__restrict__ page_tables,   \
+             int sequence_count, int table_stride, uint32_t window, uint32_t page_count,         \
+             int q_heads, int kv_heads, int head_dim, float k_factor, float v_scale) {           \
+        const AttentionRows view = {                                                             \
+            positions, sequences, page_tables, unsigned(sequence_count), unsigned(table_stride), \
+            window,    page_count};                                                              \
+        prefill<FORMAT, DIM, EXACT, N>(out, q, pages, sinks, blocks, view, q_heads, kv_heads,    \
+                                       head_dim, k_factor, v_scale);                             \
     }
 
 PREFILL(attention_prefill_f32_64, KV_F32, 64, true, 2)

@@ -20,8 +20,8 @@ __device__ __forceinline__ size_t row_start(size_t page, int part, int head, int
 }
 
 // E4M3FN, to nearest even, magnitudes above 448 to 448, NaN with its sign kept. In integers and one
-// addition that rounds: the conversion instruction drops the sign of NaN and older devices lack it, and
-// few elements are written for each that is read.
+// addition that rounds: the conversion instruction drops the sign of NaN and older devices lack it,
+// and few elements are written for each that is read.
 __device__ __forceinline__ uint32_t e4m3_encode(float x) {
     const uint32_t sign = __float_as_uint(x) >> 24 & 0x80;
     const uint32_t bits = __float_as_uint(x) & 0x7fffffff;
@@ -31,8 +31,8 @@ __device__ __forceinline__ uint32_t e4m3_encode(float x) {
     } else if (bits >= 0x43e00000) {
         code = 0x7e;  // 448 and above
     } else if (bits >= 0x3c800000) {
-        // Normal, 2^-6 and above: a carry out of the mantissa moves on into the exponent, whose bias
-        // changes from 127 to 7.
+        // Normal, 2^-6 and above: a carry out of the mantissa moves on into the exponent, whose
+        // bias changes from 127 to 7.
         code = ((bits + 0x7ffff + (bits >> 20 & 1)) >> 20) - ((127 - 7) << 3);
     } else {
         // Subnormal, a multiple of 2^-9: beside 2^14 those are the last bits of the mantissa.

@@ -2,8 +2,8 @@
 #include "pages.cuh"
 
 // Four neighbours of a row of the cache, converted and stored as whole words.
-__device__ __forceinline__ void store_words(uint32_t *__restrict__ pages, size_t at, const float (&x)[4],
-                                       int format, float scale) {
+__device__ __forceinline__ void store_words(uint32_t *__restrict__ pages, size_t at,
+                                            const float (&x)[4], int format, float scale) {
     uint32_t *word = pages + at / 4;
     if (format == KV_F32) {
         for (int i = 0; i < 4; i++) word[i] = __float_as_uint(x[i]);
@@ -22,12 +22,13 @@ __device__ __forceinline__ void store_words(uint32_t *__restrict__ pages, size_t
 // cos, sin [T, D/2]; writes k and v [T, K, D] of row t at slots[t]. A slot outside the pool is not
 // written. Slots are distinct: of two rows with the same one either may stay.
 //
-// A thread takes four neighbouring pairs of a head, or eight neighbours of v. Blocks (t, j) share the
-// row's heads, so that a single row occupies more than one multiprocessor. Each element is computed by
-// itself: row-invariant.
+// A thread takes four neighbouring pairs of a head, or eight neighbours of v. Blocks (t, j) share
+// the row's heads, so that a single row occupies more than one multiprocessor. Each element is
+// computed by itself: row-invariant.
 extern "C" __global__ void rope_kv_write(float *__restrict__ q, const float *__restrict__ k,
                                          const float *__restrict__ v, const float *__restrict__ cos,
-                                         const float *__restrict__ sin, uint32_t *__restrict__ pages,
+                                         const float *__restrict__ sin,
+                                         uint32_t *__restrict__ pages,
                                          const uint64_t *__restrict__ slots, uint64_t slot_count,
                                          int q_heads, int kv_heads, int head_dim, int format,
                                          float k_scale, float v_scale) {

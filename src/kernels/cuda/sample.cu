@@ -1,11 +1,13 @@
 // From logits to tokens, in the steps of THE TABLE's `sample`, without sorting a vocabulary.
 //
-// Chunks of 2,048 tokens are sorted on their own (sample_sort); beside each sorted chunk lie the running
-// sums of its weights (sample_weigh). In what order tokens come is then a matter of a few steps over some
-// hundred sorted lists (sample_pick): the k-th largest, the end of the nucleus and the token of a draw are
-// each the first token, in descending order, at which a count or a sum reaches a target.
+// Chunks of 2,048 tokens are sorted on their own (sample_sort); beside each sorted chunk lie the
+// running sums of its weights (sample_weigh). In what order tokens come is then a matter of a few
+// steps over some hundred sorted lists (sample_pick): the k-th largest, the end of the nucleus and
+// the token of a draw are each the first token, in descending order, at which a count or a sum
+// reaches a target.
 //
-// Sums are in f64 and in a fixed order: equal calls give equal tokens, whatever else is in the batch.
+// Sums are in f64 and in a fixed order: equal calls give equal tokens, whatever else is in the
+// batch.
 #include "args.cuh"
 
 constexpr int CHUNK = 2048;
@@ -13,13 +15,15 @@ constexpr int SORT_THREADS = 256;
 constexpr int EACH = CHUNK / SORT_THREADS;
 constexpr int PICK_THREADS = 128;
 
-// How a token is drawn from one row of logits; sample.rs has its twin. Lists lie in one array of words:
-// ids of tokens seen, ascending, then how often each; ids with a bias, ascending, then the biases; a mask.
+// How a token is drawn from one row of logits; sample.rs has its twin. Lists lie in one array of
+// words: ids of tokens seen, ascending, then how often each; ids with a bias, ascending, then the
+// biases; a mask.
 struct Row {
     double temperature, top_p, min_p, uniform;
     uint32_t top_k;
     float repetition, presence, frequency;
-    uint32_t seen_first, seen_count, bias_first, bias_count, mask_first, mask_words, is_masked, padding;
+    uint32_t seen_first, seen_count, bias_first, bias_count, mask_first, mask_words, is_masked,
+        padding;
 };
 
 // Tokens that mean that there is none: a logit is not a number, or the mask leaves nothing.
@@ -75,12 +79,14 @@ template <int N> __device__ __forceinline__ uint64_t max_of_block(uint64_t x, ui
     return x;
 }
 
-// Of chunk blockIdx.x of row blockIdx.y: penalties, bias and mask; then the keys in descending order, or,
-// where the largest is all that is wanted, that alone. `of_chunk` is, for the log-probability, the
-// largest logit and the sum of e^(logit - largest), of the logits as they came; NaN when one is no number.
+// Of chunk blockIdx.x of row blockIdx.y: penalties, bias and mask; then the keys in descending
+// order, or, where the largest is all that is wanted, that alone. `of_chunk` is, for the
+// log-probability, the largest logit and the sum of e^(logit - largest), of the logits as they
+// came; NaN when one is no number.
 extern "C" __global__ void __launch_bounds__(SORT_THREADS)
-    sample_sort(uint64_t *__restrict__ keys, double *__restrict__ of_chunk, const float *__restrict__ logits,
-                const Row *__restrict__ rows, const uint32_t *__restrict__ words, int vocab) {
+    sample_sort(uint64_t *__restrict__ keys, double *__restrict__ of_chunk,
+                const float *__restrict__ logits, const Row *__restrict__ rows,
+                const uint32_t *__restrict__ words, int vocab) {
     __shared__ float scores[CHUNK];
     __shared__ uint64_t sorted[CHUNK];
     __shared__ double sums[SORT_THREADS / 32];
@@ -105,7 +111,8 @@ extern "C" __global__ void __launch_bounds__(SORT_THREADS)
     if (tid == 0) of_chunk[2 * chunk] = max, of_chunk[2 * chunk + 1] = sum;
     // The barriers of the sums stand between the scores and what changes them.
 
-    // Rounded after every operation, as on a CPU: a fused one could change which of two scores is larger.
+    // Rounded after every operation, as on a CPU: a fused one could change which of two scores is
+    // larger.
     const uint32_t *ids = words + row.seen_first;
     const int seen_end = lower_bound(ids, row.seen_count, first + n);
     for (int i = lower_bound(ids, row.seen_count, first) + tid; i < seen_end; i += SORT_THREADS) {
@@ -113,7 +120,8 @@ extern "C" __global__ void __launch_bounds__(SORT_THREADS)
         score = score > 0 ? score / row.repetition : score * row.repetition;
         const uint32_t count = ids[row.seen_count + i];
         if (count > 0)
-            score = __fadd_rn(score, -__fadd_rn(row.presence, __fmul_rn(row.frequency, float(count))));
+            score =
+                __fadd_rn(score, -__fadd_rn(row.presence, __fmul_rn(row.frequency, float(count))));
         scores[ids[i] - first] = score;
     }
     __syncthreads();
@@ -159,8 +167,8 @@ extern "C" __global__ void __launch_bounds__(SORT_THREADS)
 }
 
 // The largest key of a row: its chunks begin with theirs.
-template <int N>
-__device__ __forceinline__ uint64_t largest_key(const uint64_t *keys, int chunks, uint64_t *shared) {
+template <int N> __device__ __forceinline__ uint64_t largest_key(const uint64_t *keys, int chunks,
+                                                                 uint64_t *shared) {
     uint64_t largest = 0;
     for (int i = threadIdx.x; i < chunks; i += N) {
         const uint64_t key = keys[size_t(i) * CHUNK];
@@ -171,8 +179,8 @@ __device__ __forceinline__ uint64_t largest_key(const uint64_t *keys, int chunks
 
 // Running sums of the weights of a sorted chunk.
 extern "C" __global__ void __launch_bounds__(SORT_THREADS)
-    sample_weigh(double *__restrict__ sums, const uint64_t *__restrict__ keys, const Row *__restrict__ rows,
-                 int vocab) {
+    sample_weigh(double *__restrict__ sums, const uint64_t *__restrict__ keys,
+                 const Row *__restrict__ rows, int vocab) {
     __shared__ double of_warp[SORT_THREADS / 32];
     __shared__ uint64_t maxima[SORT_THREADS / 32];
     const double temperature = rows[blockIdx.y].temperature;
@@ -199,10 +207,12 @@ extern "C" __global__ void __launch_bounds__(SORT_THREADS)
     if (lane == 0) before = 0;
     __syncthreads();
     for (unsigned i = 0; i < threadIdx.x / 32; i++) before += of_warp[i];
-    for (int i = 0; i < EACH; i++) sums[chunk * CHUNK + threadIdx.x * EACH + i] = before + running[i];
+    for (int i = 0; i < EACH; i++)
+        sums[chunk * CHUNK + threadIdx.x * EACH + i] = before + running[i];
 }
 
-// Sorted chunks, each with how many of its tokens are left. A thread has every 128th: LISTS of them at most.
+// Sorted chunks, each with how many of its tokens are left. A thread has every 128th: LISTS of them
+// at most.
 constexpr int LISTS = 8;
 struct Lists {
     const uint64_t *keys;
@@ -211,9 +221,12 @@ struct Lists {
     uint64_t *shared_max;
     double *shared_sum;
 
-    __device__ __forceinline__ int chunk(int list) const { return list * PICK_THREADS + threadIdx.x; }
+    __device__ __forceinline__ int chunk(int list) const {
+        return list * PICK_THREADS + threadIdx.x;
+    }
 
-    // How many of positions first .. end of a chunk hold keys of at least `key`, and those before first.
+    // How many of positions first .. end of a chunk hold keys of at least `key`, and those before
+    // first.
     __device__ __forceinline__ int not_below(int chunk, int first, int end, uint64_t key) const {
         while (first < end) {
             const int middle = (first + end) / 2;
@@ -232,8 +245,8 @@ struct Lists {
         return sum_of_block<PICK_THREADS>(sum, shared_sum);
     }
 
-    // The largest key, of those that are left, such that the keys not below it add up to `target`, or to
-    // more than it. Every round takes the middle of the longest range that is still open.
+    // The largest key, of those that are left, such that the keys not below it add up to `target`,
+    // or to more than it. Every round takes the middle of the longest range that is still open.
     __device__ __forceinline__ uint64_t reach(double target, bool weighed, bool more) const {
         int first[LISTS], end[LISTS];
         for (int i = 0; i < LISTS; i++) first[i] = 0, end[i] = left[i];
@@ -251,7 +264,8 @@ struct Lists {
             const uint64_t pivot = keys[size_t(owner) * CHUNK + middle];
             int counts[LISTS];
             for (int i = 0; i < LISTS && chunk(i) < chunks; i++)
-                counts[i] = chunk(i) == owner ? middle + 1 : not_below(chunk(i), first[i], end[i], pivot);
+                counts[i] =
+                    chunk(i) == owner ? middle + 1 : not_below(chunk(i), first[i], end[i], pivot);
             const double sum = total(counts, weighed);
             const bool is_reached = more ? sum > target : sum >= target;
             if (is_reached) reached = pivot;
@@ -264,21 +278,27 @@ struct Lists {
 
     // Leaves the keys not below `key`.
     __device__ __forceinline__ void cut(uint64_t key) {
-        for (int i = 0; i < LISTS && chunk(i) < chunks; i++) left[i] = not_below(chunk(i), 0, left[i], key);
+        for (int i = 0; i < LISTS && chunk(i) < chunks; i++)
+            left[i] = not_below(chunk(i), 0, left[i], key);
     }
 };
 
 // The token of row blockIdx.x and the logarithm of its probability under the logits as they came.
 extern "C" __global__ void __launch_bounds__(PICK_THREADS)
-    sample_pick(uint32_t *__restrict__ tokens, float *__restrict__ logprobs, const uint64_t *__restrict__ keys,
-                const double *__restrict__ sums, const double *__restrict__ of_chunk,
-                const float *__restrict__ logits, const Row *__restrict__ rows, int vocab, int chunks) {
+    sample_pick(uint32_t *__restrict__ tokens, float *__restrict__ logprobs,
+                const uint64_t *__restrict__ keys, const double *__restrict__ sums,
+                const double *__restrict__ of_chunk, const float *__restrict__ logits,
+                const Row *__restrict__ rows, int vocab, int chunks) {
     __shared__ double shared_sum[PICK_THREADS / 32];
     __shared__ uint64_t shared_max[PICK_THREADS / 32];
     const size_t row_index = blockIdx.x;
     const Row row = rows[row_index];
-    Lists lists = {keys + row_index * chunks * CHUNK, sums + row_index * chunks * CHUNK, chunks, {},
-                   shared_max, shared_sum};
+    Lists lists = {keys + row_index * chunks * CHUNK,
+                   sums + row_index * chunks * CHUNK,
+                   chunks,
+                   {},
+                   shared_max,
+                   shared_sum};
     of_chunk += 2 * row_index * chunks;
 
     // ln of the sum of e^logit, from those of the chunks.
@@ -298,8 +318,10 @@ extern "C" __global__ void __launch_bounds__(PICK_THREADS)
     if (row.temperature != 0 && sum == sum && score_of(largest) != -INFINITY) {
         for (int i = 0; i < LISTS && lists.chunk(i) < chunks; i++)
             lists.left[i] = ::min(CHUNK, vocab - lists.chunk(i) * CHUNK);
-        if (row.top_k > 0 && row.top_k < unsigned(vocab)) lists.cut(lists.reach(row.top_k, false, false));
-        if (row.top_p < 1) lists.cut(lists.reach(row.top_p * lists.total(lists.left, true), true, false));
+        if (row.top_k > 0 && row.top_k < unsigned(vocab))
+            lists.cut(lists.reach(row.top_k, false, false));
+        if (row.top_p < 1)
+            lists.cut(lists.reach(row.top_p * lists.total(lists.left, true), true, false));
         const double max = score_of(largest);
         for (int i = 0; i < LISTS && lists.chunk(i) < chunks; i++) {
             // Weights fall with the keys: what is probable enough comes first.
@@ -307,21 +329,23 @@ extern "C" __global__ void __launch_bounds__(PICK_THREADS)
             while (first < end) {
                 const int middle = (first + end) / 2;
                 const uint64_t key = lists.keys[size_t(lists.chunk(i)) * CHUNK + middle];
-                const bool stays = score_of(key) != -INFINITY
-                                   && weight_of(key, max, row.temperature) >= row.min_p;
+                const bool stays =
+                    score_of(key) != -INFINITY && weight_of(key, max, row.temperature) >= row.min_p;
                 if (stays) first = middle + 1;
                 else end = middle;
             }
             lists.left[i] = first;
         }
         token = lists.reach(row.uniform * lists.total(lists.left, true), true, true);
-        if (token == 0) token = largest;  // should rounding keep the sum of all from exceeding a part
+        if (token == 0)
+            token = largest;  // should rounding keep the sum of all from exceeding a part
     }
     if (threadIdx.x == 0) {
         const bool is_finite = sum == sum, is_some = score_of(largest) != -INFINITY;
         tokens[row_index] = !is_finite ? NOT_FINITE : !is_some ? NOTHING_LEFT : id_of(token);
         const bool is_token = is_finite && is_some;
         logprobs[row_index] =
-            is_token ? float(logits[row_index * vocab + id_of(token)] - (max_logit + log(sum))) : NAN;
+            is_token ? float(logits[row_index * vocab + id_of(token)] - (max_logit + log(sum)))
+                     : NAN;
     }
 }

@@ -229,6 +229,20 @@ static bool runnable(const Fiber &f) {
     return !f.done && !f.at_block_barrier && f.collective == Collective::none;
 }
 
+// Every thread of a warp that can go on, until it waits; false when there was none.
+static bool run_warp(unsigned warp, Order order) {
+    bool progress = false;
+    for (unsigned k = 0; k < WARP; k++) {
+        const unsigned i = warp * WARP + (order == Order::descending ? WARP - 1 - k : k);
+        if (i >= block.threads || !runnable(fibers[i])) continue;
+        progress = true;
+        current = &fibers[i];
+        emulator_switch(&scheduler, current->stack_pointer);
+        current = nullptr;
+    }
+    return progress;
+}
+
 static void run_block(Order order) {
     for (unsigned i = 0; i < block.threads; i++) {
         Fiber &f = fibers[i];
@@ -247,16 +261,12 @@ static void run_block(Order order) {
         alive[warp] = lanes < WARP ? (1u << lanes) - 1 : ~0u;
         arrived[warp] = 0;
     }
+    const unsigned warps = (block.threads + WARP - 1) / WARP;
     while (block.live) {
         bool progress = false;
-        for (unsigned k = 0; k < block.threads; k++) {
-            Fiber &f = fibers[order == Order::descending ? block.threads - 1 - k : k];
-            if (!runnable(f)) continue;
-            progress = true;
-            current = &f;
-            emulator_switch(&scheduler, f.stack_pointer);
-            current = nullptr;
-        }
+        // A warp goes on until all of it waits for the others: as far ahead of them as barriers allow.
+        for (unsigned k = 0; k < warps; k++)
+            while (run_warp(order == Order::descending ? warps - 1 - k : k, order)) progress = true;
         if (!progress) fail("no thread can go on: a barrier or shuffle that others never reach");
     }
 }
