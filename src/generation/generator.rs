@@ -3,7 +3,7 @@
 use super::options::{CancelHandle, FinishReason, GenerateOptions, Timings, Usage};
 use super::{Sampler, StopTokens, TokenLogprobs, TokenSet};
 use crate::cache::Sequence;
-use crate::model::{Batch, GptOss, LogitRows};
+use crate::model::{Batch, GptOss, LogitRows, Tensor};
 use crate::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -241,8 +241,8 @@ impl<'m> Generator<'m> {
         self.prompt_sequence.take()
     }
 
-    /// Feeds what is pending and returns the logits after it, or `None` when cancelled.
-    fn feed(&mut self) -> Result<Option<Vec<f32>>> {
+    /// Feeds what is pending and returns the logits `[1, V]` after it, or `None` when cancelled.
+    fn feed(&mut self) -> Result<Option<Tensor>> {
         let mut rest = &self.pending[..];
         loop {
             if self.cancel.is_cancelled() {
@@ -259,7 +259,7 @@ impl<'m> Generator<'m> {
                 self.prompt_sequence = Some(self.sequence.fork());
             }
             if later.is_empty() {
-                return Ok(Some(logits.flatten_all()?.to_vec1()?));
+                return Ok(Some(logits));
             }
             rest = later;
         }
@@ -286,10 +286,7 @@ impl<'m> Generator<'m> {
             self.finish_reason = Some(FinishReason::Cancelled);
             return Ok(None);
         };
-        let id = self
-            .sampler
-            .sample_from(&logits, self.allowed.as_ref(), &self.forbidden)
-            .map_err(|e| self.explain(e))?;
+        let (id, logprobs) = self.draw(&logits)?;
         self.allowed = None;
         self.forbidden.clear();
         self.pending.clear();
@@ -300,8 +297,22 @@ impl<'m> Generator<'m> {
         } else {
             self.timings.decode = started.elapsed() - self.timings.first_token;
         }
-        let logprobs = self.logprobs.map(|top| TokenLogprobs::new(&logits, id, top));
         Ok(Some(GeneratedToken { id, logprobs, forced: false }))
+    }
+
+    /// The next token, drawn where the logits are unless they have to come to the host anyway.
+    fn draw(&mut self, logits: &Tensor) -> Result<(u32, Option<TokenLogprobs>)> {
+        let (allowed, forbidden) = (self.allowed.as_ref(), &self.forbidden[..]);
+        if self.logprobs.is_none()
+            && logits.device().is_cuda()
+            && let Some(id) = self.sampler.sample_on(self.model, logits, allowed, forbidden)?
+        {
+            return Ok((id, None));
+        }
+        let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
+        let id = self.sampler.sample_from(&logits, allowed, forbidden);
+        let id = id.map_err(|e| self.explain(e))?;
+        Ok((id, self.logprobs.map(|top| TokenLogprobs::new(&logits, id, top))))
     }
 
     /// Counts a token of the answer, which may end it.

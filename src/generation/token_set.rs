@@ -10,6 +10,11 @@ impl TokenSet {
         TokenSet(words)
     }
 
+    /// Its bits, as [`TokenSet::from_words`] takes them.
+    pub(super) fn words(&self) -> &[u32] {
+        &self.0
+    }
+
     /// Adds an id. Takes memory up to that id.
     pub fn insert(&mut self, id: u32) {
         let word = id as usize / 32;

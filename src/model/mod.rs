@@ -25,6 +25,7 @@ mod residual;
 mod rope;
 mod weight;
 
+pub(crate) use crate::kernels::Draw;
 pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
 pub use device::DeviceName;
@@ -247,6 +248,22 @@ impl GptOss {
         let rows = Tensor::new(batch.logit_rows(), device)?;
         let x = self.norm.forward(&mut x.rows(&rows, engine)?, engine)?; // [rows, H]
         self.lm_head.forward(&x, engine) // [rows, V]
+    }
+
+    /// A token of the only row of `logits: [1, V]`, drawn on the device that computed them, so that none of
+    /// them has to come to the host. `None` when the model runs on the CPU, and where no token can be
+    /// drawn; the logits say why.
+    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU draws elsewhere"))]
+    pub(crate) fn draw(&self, logits: &Tensor, draw: &Draw<'_>) -> Result<Option<u32>> {
+        match &self.engine {
+            Engine::Cpu(_) => Ok(None),
+            #[cfg(feature = "cuda")]
+            engine @ Engine::Cuda(_) => {
+                let drawn = ops::sample(engine, logits, std::slice::from_ref(draw))?;
+                let token = drawn.flatten_all()?.to_vec1()?[0];
+                Ok(Some(token).filter(|&token| (token as usize) < self.config.vocab_size))
+            }
+        }
     }
 
     fn check(&self, batch: &Batch, sequences: &[&mut Sequence]) -> Result<()> {

@@ -17,6 +17,8 @@ mod moe;
 mod rms_norm;
 mod rope_kv_write;
 mod rows;
+#[cfg(feature = "cuda")]
+mod sample;
 mod topk;
 
 pub(crate) use attention::{AttentionCall, attention};
@@ -29,6 +31,8 @@ pub(crate) use moe::{ExpertProjection, moe_down, moe_gate_up};
 pub(crate) use rms_norm::{add_rms_norm, rms_norm};
 pub(crate) use rope_kv_write::{CacheWrite, rope_kv_write};
 pub(crate) use rows::Rows;
+#[cfg(feature = "cuda")]
+pub(crate) use sample::sample;
 pub(crate) use topk::topk_softmax;
 
 use candle_core::{CpuStorage, Layout, Result, bail};

@@ -7,7 +7,9 @@ use crate::device::device;
 use crate::golden::{Golden, cases, relative_error, root};
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::chat::{ChatRequest, Model};
-use gpt_oss_puzzle::generation::{GenerateOptions, SamplingParams};
+use gpt_oss_puzzle::generation::{
+    GenerateOptions, Generator, SamplingParams, StopTokens, TokenSet,
+};
 use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, DeviceName, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, KvScales, write_tiny_checkpoint};
 use gpt_oss_puzzle::{BlockConfig, ErrorKind, ModelConfig};
@@ -313,4 +315,53 @@ fn greedy_text_is_the_cpus() {
         tokens.map(|t| t.unwrap().id).collect::<Vec<_>>()
     };
     assert_eq!(ids(DeviceName::Cuda(0)), ids(DeviceName::Cpu));
+}
+
+#[test]
+fn tokens_are_drawn_on_the_gpu_by_the_rules_of_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let checkpoint = Checkpoint::random(&config(), 13).unwrap();
+    let on_gpu = OnGpu::new(&checkpoint, KvDtype::F32, 200, gpu);
+    let cpu = GptOss::new(&checkpoint, 1).unwrap();
+    let pool = KvCacheConfig { dtype: KvDtype::F32, pages: 200, scales: None };
+    let host = KvCache::new(cpu.config(), &pool, &Device::Cpu).unwrap();
+    let generator = |model, cache: &KvCache, options: &GenerateOptions| {
+        let stop = StopTokens::new(&[], &[], &[]);
+        Generator::new(model, cache.sequence(), &tokens(20, 2), stop, options).unwrap()
+    };
+    let ids = |generator: Generator| generator.map(|t| t.unwrap().id).collect::<Vec<_>>();
+    let options =
+        |sampling| GenerateOptions::default().max_tokens(10).prefill_chunk(32).sampling(sampling);
+    let drawn = |sampling| ids(generator(&on_gpu.model, &on_gpu.cache, &options(sampling)));
+
+    // Without chance: what the CPU gives, and what the GPU's logits give on the host.
+    let greedy = SamplingParams::greedy();
+    let penalised = greedy.clone().presence_penalty(2.0).repetition_penalty(1.5).logit_bias(7, 0.5);
+    for sampling in [greedy, penalised] {
+        let want = ids(generator(&cpu, &host, &options(sampling.clone())));
+        assert_eq!(drawn(sampling.clone()), want);
+        let options = options(sampling).logprobs(0);
+        assert_eq!(ids(generator(&on_gpu.model, &on_gpu.cache, &options)), want);
+    }
+    assert_eq!(drawn(SamplingParams::default().top_k(1)), drawn(SamplingParams::greedy()));
+
+    // With chance: the seed's.
+    let by_seed = |seed| drawn(SamplingParams::default().temperature(2.0).seed(seed));
+    assert_eq!(by_seed(1), by_seed(1));
+    assert_ne!(by_seed(1), by_seed(2));
+
+    // Among some.
+    let hot = options(SamplingParams::default().temperature(5.0));
+    let mut few = generator(&on_gpu.model, &on_gpu.cache, &hot);
+    for (allowed, forbidden, want) in [(&[5, 64][..], &[5][..], 64), (&[95], &[], 95)] {
+        few.allow(allowed.iter().copied().collect::<TokenSet>());
+        few.forbid(forbidden).unwrap();
+        assert_eq!(few.next().unwrap().unwrap().id, want);
+    }
+    few.forbid(&(0..95).collect::<Vec<_>>()).unwrap();
+    assert_eq!(few.next().unwrap().unwrap().id, 95, "all but one are forbidden");
+    few.allow([5].into_iter().collect());
+    few.forbid(&[5]).unwrap();
+    let error = few.next().unwrap().unwrap_err().to_string();
+    assert!(error.ends_with("no token is both allowed and not forbidden"), "{error}");
 }
