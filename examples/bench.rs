@@ -156,7 +156,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     };
     let model = GptOss::new(&checkpoint, args.threads)?
         .with_dense_dtype(args.dense_dtype)
-        .to_device(&device, |_| {})?;
+        .on_device(&device, |_| {})?;
     let load_seconds = started.elapsed().as_secs_f64();
     let mut bench = Bench { args, model, checkpoint, cache_bytes: 0, at_depth: None };
     let mut results = Vec::new();

@@ -191,6 +191,7 @@ impl ModelBuilder {
             }
         };
         let device = self.device.open()?;
+        self.dense_dtype.check(&device)?;
         let mut warm = self.warm;
         if let Some(progress) = warm.as_mut().filter(|_| device.is_cpu()) {
             checkpoint.warm(progress);
@@ -240,7 +241,7 @@ impl ModelBuilder {
         let never = special.map(|s| [s.start, s.end, s.message, s.channel, s.constrain]);
         let transformer = GptOss::new(&checkpoint, self.threads)?
             .with_dense_dtype(self.dense_dtype)
-            .to_device(&device, |done| {
+            .on_device(&device, |done| {
                 if let Some(progress) = &mut warm {
                     progress(done.min(total), total);
                 }

@@ -62,6 +62,10 @@ impl DeviceName {
             ))),
             #[cfg(feature = "cuda")]
             DeviceName::Cuda(number) => cuda::open(number).map_err(|error| {
+                let error = match error {
+                    candle_core::Error::WithBacktrace { inner, .. } => *inner,
+                    error => error,
+                };
                 let message = format!("{self} cannot be used: {error}");
                 Error::new(crate::ErrorKind::Device, message).with_source(error)
             }),

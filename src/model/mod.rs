@@ -74,6 +74,19 @@ pub enum DenseDtype {
     Q8,
 }
 
+impl DenseDtype {
+    /// Refuses 8 bits but on the CPU.
+    pub(crate) fn check(self, device: &Device) -> Result<()> {
+        if self == DenseDtype::Q8 && !device.is_cpu() {
+            return Err(Error::invalid_request(Q8_ELSEWHERE));
+        }
+        Ok(())
+    }
+}
+
+const Q8_ELSEWHERE: &str =
+    "dense weights in 8 bits are for the CPU; on a CUDA device they are \"bf16\"";
+
 impl std::str::FromStr for DenseDtype {
     type Err = Error;
 
@@ -161,11 +174,11 @@ impl GptOss {
     /// `Device` when the weights do not fit or the device fails; `InvalidRequest` for dense weights in
     /// 8 bits and for a device of another kind than `cpu` and `cuda`.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "nothing to report"))]
-    pub fn to_device(self, device: &Device, progress: impl FnMut(u64)) -> Result<GptOss> {
+    pub fn on_device(self, device: &Device, progress: impl FnMut(u64)) -> Result<GptOss> {
         match device {
             Device::Cpu if self.device.is_cpu() => Ok(self),
             #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) if self.device.is_cpu() => self.to_cuda(cuda, progress),
+            Device::Cuda(cuda) if self.device.is_cpu() => self.on_cuda(cuda, progress),
             _ => Err(Error::invalid_request(format!(
                 "a model cannot move from {:?} to {:?}",
                 self.device.location(),
@@ -175,7 +188,7 @@ impl GptOss {
     }
 
     #[cfg(feature = "cuda")]
-    fn to_cuda(
+    fn on_cuda(
         mut self,
         device: &candle_core::CudaDevice,
         progress: impl FnMut(u64),

@@ -86,9 +86,7 @@ impl DenseWeight {
     pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
         match self {
             DenseWeight::Bf16(weight) => weight.upload(to),
-            DenseWeight::Q8 { .. } => Err(Error::invalid_request(
-                "dense weights in 8 bits are for the CPU; on a CUDA device they are \"bf16\"",
-            )),
+            DenseWeight::Q8 { .. } => Err(Error::invalid_request(super::Q8_ELSEWHERE)),
         }
     }
 

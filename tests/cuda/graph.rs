@@ -38,7 +38,7 @@ struct OnGpu {
 
 impl OnGpu {
     fn new(checkpoint: &Checkpoint, dtype: KvDtype, pages: usize, gpu: &Device) -> OnGpu {
-        let model = GptOss::new(checkpoint, 1).unwrap().to_device(gpu, |_| {}).unwrap();
+        let model = GptOss::new(checkpoint, 1).unwrap().on_device(gpu, |_| {}).unwrap();
         let layers = model.config().num_hidden_layers();
         let scales: Option<Vec<_>> =
             (0..layers).map(|l| checkpoint.kv_scales(l).unwrap()).collect();
@@ -139,10 +139,15 @@ fn chunks_give_what_one_piece_does() {
     let batch = Batch::single(&sequence, &prompt, LogitRows::All);
     let logits = cpu.forward(&batch, &mut [&mut sequence]).unwrap();
     assert_close(&whole, &logits.flatten_all().unwrap().to_vec1().unwrap(), "the CPU's");
-    for chunk in [1, 7, 64] {
+    for chunk in [7, 64] {
         let rows = on_gpu.feed(&mut on_gpu.cache.sequence(), &prompt, chunk);
         assert_close(&rows, &whole, &format!("chunks of {chunk}"));
     }
+    let mut sequence = on_gpu.cache.sequence();
+    on_gpu.feed(&mut sequence, &prompt[..125], 125);
+    let rows = on_gpu.feed(&mut sequence, &prompt[125..], 1);
+    assert_close(&rows, &whole[125 * 96..], "one by one");
+    drop(sequence);
     assert_eq!(on_gpu.cache.free_pages(), 60, "every page came back");
 }
 
@@ -199,6 +204,30 @@ fn forks_go_on_apart_and_truncated_sequences_go_back() {
     assert_close(&on_gpu.feed(&mut first, &left, 20), &want_left, "the origin");
     first.truncate(90).unwrap();
     assert_close(&on_gpu.feed(&mut first, &right, 20), &want_right, "after going back");
+}
+
+#[test]
+fn threads_share_one_model_and_one_cache() {
+    let Some(gpu) = gpu() else { return };
+    let on_gpu = OnGpu::new(&Checkpoint::random(&config(), 13).unwrap(), KvDtype::F32, 200, gpu);
+    let ending = |seed: usize| tokens(8, 20 + seed as u32);
+    let mut first = on_gpu.cache.sequence();
+    on_gpu.feed(&mut first, &tokens(40, 1), 40);
+    let alone: Vec<_> =
+        (0..3).map(|seed| on_gpu.feed(&mut first.fork(), &ending(seed), 4)).collect();
+    // All go on in the same half-filled pages; whoever is last need not copy them.
+    let mut sequences: Vec<_> = (0..2).map(|_| first.fork()).collect();
+    sequences.push(first);
+    std::thread::scope(|scope| {
+        for (seed, mut sequence) in sequences.into_iter().enumerate() {
+            let (on_gpu, want) = (&on_gpu, &alone[seed]);
+            scope.spawn(move || {
+                let got = on_gpu.feed(&mut sequence, &ending(seed), 4);
+                assert_close(&got, want, &format!("thread {seed}"));
+            });
+        }
+    });
+    assert_eq!(on_gpu.cache.free_pages(), 200, "every page came back");
 }
 
 #[test]
@@ -282,7 +311,7 @@ fn weights_arrive_whole_and_are_reported() {
     let checkpoint = Checkpoint::random(&config, 12).unwrap();
     let mut reported = Vec::new();
     let model = GptOss::new(&checkpoint, 1).unwrap();
-    let model = model.to_device(gpu, |bytes| reported.push(bytes)).unwrap();
+    let model = model.on_device(gpu, |bytes| reported.push(bytes)).unwrap();
     assert!(reported.is_sorted(), "{reported:?}");
     let (done, total) = (*reported.last().unwrap(), checkpoint.total_bytes());
     // Vectors are widened to f32.
