@@ -34,7 +34,7 @@ pub(crate) use device::{free_memory, workspace};
 use crate::cache::{KvCache, Sequence};
 use crate::kernels::cpu::Cpu;
 #[cfg(feature = "cuda")]
-use crate::kernels::cuda::{Cuda, Upload};
+use crate::kernels::cuda::{self, Cuda, Upload};
 use crate::ops::{Engine, Rows};
 use crate::weights::Checkpoint;
 use crate::{Error, ErrorKind, ModelConfig, Result, ops};
@@ -193,6 +193,12 @@ impl GptOss {
         device: &candle_core::CudaDevice,
         progress: impl FnMut(u64),
     ) -> Result<GptOss> {
+        let (head_dim, most) = (self.config.head_dim, cuda::MAX_HEAD_DIM);
+        if head_dim > most {
+            return Err(Error::invalid_request(format!(
+                "head_dim is {head_dim}, expected at most {most} on a CUDA device"
+            )));
+        }
         let cuda = Cuda::new(device.cuda_stream(), device.cublas_handle())?;
         let mut upload = Upload::new(&cuda, progress)?;
         self.embed_tokens.upload(&mut upload)?;
@@ -264,12 +270,14 @@ impl GptOss {
     }
 
     /// A token of the only row of `logits: [1, V]`, drawn on the device that computed them, so that none of
-    /// them has to come to the host. `None` when the model runs on the CPU, and where no token can be
-    /// drawn; the logits say why.
+    /// them has to come to the host. `None` when the model runs on the CPU, for a vocabulary that the
+    /// kernel does not take, and where no token can be drawn; the logits say why.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU draws elsewhere"))]
     pub(crate) fn draw(&self, logits: &Tensor, draw: &Draw<'_>) -> Result<Option<u32>> {
         match &self.engine {
             Engine::Cpu(_) => Ok(None),
+            #[cfg(feature = "cuda")]
+            Engine::Cuda(_) if self.config.vocab_size > cuda::MAX_VOCAB => Ok(None),
             #[cfg(feature = "cuda")]
             engine @ Engine::Cuda(_) => {
                 let drawn = ops::sample(engine, logits, std::slice::from_ref(draw))?;

@@ -290,6 +290,13 @@ fn what_does_not_fit_is_an_error_that_says_what_would() {
     assert_eq!(error.kind(), ErrorKind::Device, "{error}");
     assert!(error.to_string().starts_with("cuda:99 cannot be used: "), "{error}");
 
+    // A shape that the CPU takes and the kernels do not.
+    let mut wide = config();
+    wide.head_dim = 256;
+    let model = GptOss::new(&Checkpoint::random(&wide, 14).unwrap(), 1).unwrap();
+    let error = model.on_device(gpu, |_| {}).err().unwrap();
+    assert_eq!(error.to_string(), "head_dim is 256, expected at most 128 on a CUDA device");
+
     // A cache that is somewhere else.
     let checkpoint = Checkpoint::random(&config(), 11).unwrap();
     let on_gpu = OnGpu::new(&checkpoint, KvDtype::F32, 10, gpu);

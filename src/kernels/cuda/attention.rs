@@ -13,6 +13,9 @@ use super::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, PushKernelArg};
 use super::{Cuda, CudaError, elements, int, uint};
 use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS};
 
+/// Dimensions of a head at most.
+pub const MAX_HEAD_DIM: usize = 128;
+
 /// Rows of a run at most.
 const RUN: usize = 16;
 
@@ -134,7 +137,7 @@ impl Cuda {
         let HeadShape { q_heads, kv_heads, head_dim } = heads;
         let page_count = page_count(pages.len(), heads, format);
         self.check_alignment(pages);
-        assert!(head_dim <= 128, "{heads:?}: the kernels take a head_dim of up to 128");
+        assert!(head_dim <= MAX_HEAD_DIM, "{heads:?}: a head_dim above {MAX_HEAD_DIM}");
         let t = rows.blocks.rows;
         assert_eq!((rows.positions.len(), rows.sequences.len()), (t, t), "positions, sequences");
         assert_eq!(sinks.len(), q_heads, "sinks");

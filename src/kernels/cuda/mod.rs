@@ -23,10 +23,10 @@ mod rms_norm;
 mod sample;
 mod topk;
 
-pub use attention::{AttentionBlocks, RowsOnDevice};
+pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
 pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
-pub use sample::{NOT_FINITE, NOTHING_LEFT};
+pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
 
 // The one place that reaches for cudarc: by way of candle, so that there is one version of it.
 pub use candle_core::cuda_backend::cudarc;

@@ -16,6 +16,9 @@ const SORT_THREADS: usize = 256;
 const PICK_THREADS: usize = 128;
 const MOST_CHUNKS: usize = 8 * PICK_THREADS;
 
+/// Tokens of a vocabulary at most, 2^21.
+pub const MAX_VOCAB: usize = MOST_CHUNKS * CHUNK;
+
 /// Rows that are worked on together: their keys and sums take 16 bytes a token, 3 MB a row.
 const ROWS: usize = 16;
 
@@ -89,7 +92,7 @@ impl Cuda {
     ///
     /// # Panics
     ///
-    /// When a length is not what the shapes say, the ids of a draw are not ascending, or V is above 2^21.
+    /// When a length is not what the shapes say, the ids of a draw are not ascending, or V is above [`MAX_VOCAB`].
     pub fn sample(
         &self,
         tokens: &mut CudaViewMut<'_, u32>,
@@ -105,7 +108,7 @@ impl Cuda {
         assert!(!logits.is_empty() && logits.len().is_multiple_of(count), "logits");
         let vocab = logits.len() / count;
         let chunks = vocab.div_ceil(CHUNK);
-        assert!(chunks <= MOST_CHUNKS, "a vocabulary of {vocab}");
+        assert!(vocab <= MAX_VOCAB, "a vocabulary of {vocab}");
         let failed = |e| CudaError::new("sampling", e);
         // One word, so that there is something to upload.
         let mut words = vec![0];
