@@ -373,7 +373,9 @@ fn tokens_are_drawn_on_the_gpu_by_the_rules_of_the_cpu() {
     // Without chance: what the CPU gives, and what the GPU's logits give on the host.
     let greedy = SamplingParams::greedy();
     let penalised = greedy.clone().presence_penalty(2.0).repetition_penalty(1.5).logit_bias(7, 0.5);
-    for sampling in [greedy, penalised] {
+    // What was drawn is drawn again, and sooner each time.
+    let encouraged = greedy.clone().presence_penalty(-2.0).frequency_penalty(-2.0);
+    for sampling in [greedy, penalised, encouraged] {
         let want = ids(generator(&cpu, &host, &options(sampling.clone())));
         assert_eq!(drawn(sampling.clone()), want);
         let options = options(sampling).logprobs(0);
