@@ -403,3 +403,23 @@ fn tokens_are_drawn_on_the_gpu_by_the_rules_of_the_cpu() {
     let error = few.next().unwrap().unwrap_err().to_string();
     assert!(error.ends_with("no token is both allowed and not forbidden"), "{error}");
 }
+
+#[test]
+fn a_row_that_begins_a_part_of_its_positions_sees_itself() {
+    let Some(gpu) = gpu() else { return };
+    let checkpoint = Checkpoint::random(&config(), 14).unwrap();
+    let on_gpu = OnGpu::new(&checkpoint, KvDtype::F32, 30, gpu);
+    let cpu = GptOss::new(&checkpoint, 1).unwrap();
+    let pool = KvCacheConfig { dtype: KvDtype::F32, pages: 30, scales: None };
+    let on_cpu = KvCache::new(cpu.config(), &pool, &Device::Cpu).unwrap();
+    // Where decode parts a row's positions, and one beyond; the pages before are zeros on both.
+    for depth in [256, 257] {
+        let (mut here, mut there) = (on_gpu.cache.sequence(), on_cpu.sequence());
+        here.extend_unwritten(depth).unwrap();
+        there.extend_unwritten(depth).unwrap();
+        let batch = Batch::single(&here, &[7], LogitRows::Last);
+        let want = cpu.forward(&batch, &mut [&mut there]).unwrap();
+        let want: Vec<f32> = want.flatten_all().unwrap().to_vec1().unwrap();
+        assert_close(&on_gpu.step(&batch, &mut [&mut here]), &want, &format!("position {depth}"));
+    }
+}
