@@ -18,6 +18,9 @@
 #[allow(dead_code)]
 mod common;
 
+#[path = "common/batches.rs"]
+mod batches;
+
 #[path = "common/golden.rs"]
 mod golden;
 

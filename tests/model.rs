@@ -1,6 +1,10 @@
 //! The graph: one prompt fed in any way gives the same logits, bit for bit, and a failed step leaves
 //! nothing behind. Golden logits are in tests/golden.rs.
 
+#[path = "common/batches.rs"]
+mod batches;
+
+use batches::interleave;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, KvScales};
@@ -97,26 +101,10 @@ fn interleaved_sequences_give_the_same_bits_as_alone() {
         .collect();
     let cache = fixture.cache(200);
     let mut sequences = [cache.sequence(), cache.sequence(), cache.sequence()];
-    let mut together = [vec![], vec![], vec![]];
-    // A prefill chunk of one beside decode steps of the others, in changing order.
-    let mut round = 0;
-    while (0..3).any(|s| together[s].len() < prompts[s].len()) {
-        let mut batch = Batch::new();
-        let mut order = Vec::new();
-        for turn in 0..3 {
-            let s = (turn + round) % 3;
-            let done = together[s].len();
-            let take = [23, 1, 1][turn].min(prompts[s].len() - done);
-            batch.push(s, done, &prompts[s][done..done + take], LogitRows::All);
-            order.extend(std::iter::repeat_n(s, take));
-        }
+    let together = interleave(&prompts, |batch| {
         let [a, b, c] = &mut sequences;
-        let rows = fixture.step(&batch, &mut [a, b, c]);
-        for (s, row) in order.into_iter().zip(rows) {
-            together[s].push(row);
-        }
-        round += 1;
-    }
+        fixture.step(batch, &mut [a, b, c])
+    });
     for s in 0..3 {
         assert!(together[s] == alone[s], "sequence {s} depends on its company");
     }

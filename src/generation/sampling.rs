@@ -20,9 +20,11 @@
 //! selection, in time linear in the vocabulary. The same logits, parameters and seed give the same
 //! token; logits do not depend on the number of threads (see [`crate::kernels`]), so neither do tokens.
 
+mod on_device;
+
 use super::TokenSet;
 use super::ranking::{argmax, id_of, key, nucleus, weight};
-use crate::model::{Device, Draw, GptOss, Tensor};
+use crate::model::{Device, Tensor};
 use crate::{Error, ErrorKind, Result};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
 use serde::{Deserialize, Serialize};
@@ -262,63 +264,6 @@ impl Sampler {
         Ok(id)
     }
 
-    /// As [`sample_from`](Self::sample_from), of the `logits: [1, V]` of a `model` on a device, where they
-    /// stay. The steps are the same, the draw is another: one number decides among all candidates. `None`
-    /// where there is no token to be drawn.
-    pub(super) fn sample_on(
-        &mut self,
-        model: &GptOss,
-        logits: &Tensor,
-        allowed: Option<&TokenSet>,
-        forbidden: &[u32],
-    ) -> Result<Option<u32>> {
-        let params = &self.params;
-        let draw = Draw {
-            temperature: params.temperature.unwrap_or(1.0),
-            top_k: params.top_k.unwrap_or(0),
-            top_p: params.top_p.unwrap_or(1.0),
-            min_p: params.min_p.unwrap_or(0.0),
-            repetition_penalty: params.repetition_penalty.unwrap_or(1.0) as f32,
-            presence_penalty: params.presence_penalty.unwrap_or(0.0) as f32,
-            frequency_penalty: params.frequency_penalty.unwrap_or(0.0) as f32,
-            ..Draw::default()
-        };
-        let is_penalised = (draw.repetition_penalty, draw.presence_penalty, draw.frequency_penalty)
-            != (1.0, 0.0, 0.0);
-        let seen: Vec<(u32, u32)> = match is_penalised {
-            true => self.seen.iter().map(|(&id, &count)| (id, count)).collect(),
-            false => Vec::new(),
-        };
-        let bias: Vec<(u32, f32)> =
-            params.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
-        let mask = (allowed.is_some() || !forbidden.is_empty()).then(|| {
-            let mut mask = match allowed {
-                Some(allowed) => allowed.words().to_vec(),
-                None => vec![u32::MAX; model.config().vocab_size.div_ceil(32)],
-            };
-            for id in forbidden {
-                if let Some(word) = mask.get_mut(*id as usize / 32) {
-                    *word &= !(1 << (id % 32));
-                }
-            }
-            mask
-        });
-        let uniform = if draw.temperature == 0.0 { 0.0 } else { self.uniform()? };
-        let draw = Draw { seen: &seen, bias: &bias, allowed: mask.as_deref(), uniform, ..draw };
-        let id = model.draw(logits, &draw)?;
-        id.into_iter().for_each(|id| self.note(id));
-        Ok(id)
-    }
-
-    /// A number in 0..1 of 50 bits.
-    fn uniform(&mut self) -> Result<f64> {
-        const BITS: usize = 10;
-        (0..5).try_fold(0.0, |number, _| {
-            let bits = self.draw_index(&[0.0; 1 << BITS])? as f64;
-            Ok((number + bits) / (1 << BITS) as f64)
-        })
-    }
-
     /// Takes a token of the answer that was not drawn here.
     pub(super) fn note(&mut self, id: u32) {
         *self.seen.entry(id).or_default() += 1;
@@ -345,13 +290,20 @@ impl Sampler {
         }
     }
 
+    /// Repetition, presence and frequency; `None` when none of them changes anything.
+    fn penalties(&self) -> Option<[f32; 3]> {
+        let params = &self.params;
+        let penalties = [
+            params.repetition_penalty.unwrap_or(1.0) as f32,
+            params.presence_penalty.unwrap_or(0.0) as f32,
+            params.frequency_penalty.unwrap_or(0.0) as f32,
+        ];
+        (penalties != [1.0, 0.0, 0.0]).then_some(penalties)
+    }
+
     /// Steps 1 to 3.
     fn penalise(&self, scores: &mut [f32]) {
-        let params = &self.params;
-        let repetition = params.repetition_penalty.unwrap_or(1.0) as f32;
-        let presence = params.presence_penalty.unwrap_or(0.0) as f32;
-        let frequency = params.frequency_penalty.unwrap_or(0.0) as f32;
-        if (repetition, presence, frequency) != (1.0, 0.0, 0.0) {
+        if let Some([repetition, presence, frequency]) = self.penalties() {
             for (&id, &count) in &self.seen {
                 let Some(score) = scores.get_mut(id as usize) else { continue };
                 *score = if *score > 0.0 { *score / repetition } else { *score * repetition };
@@ -360,7 +312,7 @@ impl Sampler {
                 }
             }
         }
-        for (&id, &bias) in &params.logit_bias {
+        for (&id, &bias) in &self.params.logit_bias {
             if let Some(score) = scores.get_mut(id as usize) {
                 *score += bias;
             }

@@ -232,3 +232,28 @@ pub const fn e8m0(s: u8) -> f32 {
         _ => f32::from_bits((s as u32) << 23),
     }
 }
+
+/// Elements of an array of shape `shape`. Lengths are compared with this instead of a product that may
+/// have wrapped around: the kernels rely on the comparison.
+///
+/// # Panics
+///
+/// When the number does not fit.
+fn elements<const N: usize>(shape: [usize; N]) -> usize {
+    let product = shape.into_iter().try_fold(1, usize::checked_mul);
+    product.unwrap_or_else(|| panic!("an array of shape {shape:?} overflows"))
+}
+
+/// How many pages of `heads` in `format` a pool of `words` 32-bit words is.
+///
+/// # Panics
+///
+/// Unless `heads` is a shape and these are whole pages of it.
+fn page_count(words: usize, heads: HeadShape, format: KvFormat) -> usize {
+    let HeadShape { q_heads, kv_heads, head_dim } = heads;
+    assert!(kv_heads > 0 && q_heads > 0 && q_heads.is_multiple_of(kv_heads), "{heads:?}");
+    assert!(head_dim > 0 && head_dim.is_multiple_of(16), "{heads:?}");
+    let page = elements([2, kv_heads, PAGE_TOKENS, head_dim, format.element_bytes()]) / 4;
+    assert!(words.is_multiple_of(page), "pages");
+    words / page
+}

@@ -203,20 +203,3 @@ fn no_rows_are_legal() {
     let before = vec![1; page_words(heads, KvFormat::F32)];
     assert_eq!(given.write(gpu, &before, &[], KvFormat::F32, 0), (Vec::new(), before));
 }
-
-#[test]
-fn copy_page_copies_one_page() {
-    let Some(gpu) = device() else { return };
-    let mut rng = Rng(6);
-    for words in [4, 124, 512, 516, 8192] {
-        let before: Vec<u32> = (0..5 * words).map(|_| rng.bits() as u32).collect();
-        for (from, to) in [(0, 4), (3, 1), (2, 2)] {
-            let mut want = before.clone();
-            want.copy_within(from * words..(from + 1) * words, to * words);
-            let got = gpu.guarded_from(&before, 0, |pages| {
-                gpu.cuda.copy_page(pages, from as u32, to as u32, words)
-            });
-            assert!(got == want, "{words} words from {from} to {to}");
-        }
-    }
-}

@@ -3,6 +3,7 @@
 //! Unlike the CPU's, a row's logits on a device depend on how many rows share the step: up to eight go
 //! through other kernels than more do. So logits are compared in the Euclidean norm, not bit for bit.
 
+use crate::batches::interleave;
 use crate::device::device;
 use crate::golden::{Golden, cases, relative_error, root};
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
@@ -159,28 +160,14 @@ fn sequences_do_not_see_each_other() {
     let feed = |prompt: &Vec<u32>| on_gpu.feed(&mut on_gpu.cache.sequence(), prompt, prompt.len());
     let alone: Vec<Vec<f32>> = prompts.iter().map(feed).collect();
     let mut sequences = [(); 3].map(|()| on_gpu.cache.sequence());
-    let mut together = [vec![], vec![], vec![]];
-    let mut round = 0;
-    while (0..3).any(|s| sequences[s].len() < prompts[s].len()) {
-        let mut batch = Batch::new();
-        let mut order = Vec::new();
-        for turn in 0..3 {
-            let s = (turn + round) % 3;
-            let done = sequences[s].len();
-            let take = [23, 1, 1][turn].min(prompts[s].len() - done);
-            batch.push(s, done, &prompts[s][done..done + take], LogitRows::All);
-            order.extend(std::iter::repeat_n(s, take));
-        }
+    let together = interleave(&prompts, |batch| {
         let [a, b, c] = &mut sequences;
-        let rows = on_gpu.step(&batch, &mut [a, b, c]);
-        for (s, row) in order.into_iter().zip(rows.chunks(96)) {
-            together[s].extend_from_slice(row);
-        }
-        round += 1;
-    }
+        let rows = on_gpu.step(batch, &mut [a, b, c]);
+        rows.chunks(96).map(<[f32]>::to_vec).collect()
+    });
     for s in 0..3 {
         // BF16 pages round values near a tie either way.
-        let (error, row) = relative_error(&together[s], &alone[s], 96);
+        let (error, row) = relative_error(&together[s].concat(), &alone[s], 96);
         assert!(error <= 1e-2, "sequence {s}: row {row} is off by {error}");
     }
 }

@@ -6,10 +6,11 @@
 //! and how many rows go through the pages together, the arithmetic of a row is the same, so a decode
 //! step equals the same row of a prefill bit for bit.
 
-use super::pages::page_count;
 use super::shares::Shares;
-use super::{Cpu, elements, prefetch, scratch, words};
-use crate::kernels::{AttentionRows, HeadShape, KvFormat, NO_PAGE, PAGE_TOKENS};
+use super::{Cpu, prefetch, scratch, words};
+use crate::kernels::{
+    AttentionRows, HeadShape, KvFormat, NO_PAGE, PAGE_TOKENS, elements, page_count,
+};
 use std::ops::Range;
 
 /// Pages per partition.
@@ -303,7 +304,7 @@ pub(super) fn attention(
     format: KvFormat,
     scale: f32,
 ) {
-    let count = page_count(pages, heads, format);
+    let count = page_count(pages.len(), heads, format);
     let t = rows.positions.len();
     assert_eq!(rows.sequences.len(), t, "sequences");
     assert_eq!(sinks.len(), heads.q_heads, "sinks");

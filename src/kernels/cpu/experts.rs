@@ -4,8 +4,8 @@
 use super::mxfp4::Mxfp4Rows;
 use super::panels::{LayOut, TOKENS, blocks};
 use super::shares::{Columns, Shares};
-use super::{Cpu, elements, scratch};
-use crate::kernels::{ExpertShape, Experts, MXFP4_BLOCK, SwigluParams};
+use super::{Cpu, scratch};
+use crate::kernels::{ExpertShape, Experts, MXFP4_BLOCK, SwigluParams, elements};
 use half::bf16;
 use std::ops::Range;
 

@@ -32,7 +32,7 @@ pub use parallel::Pool;
 
 use super::{
     AttentionRows, Dense, ExpertShape, Experts, HeadShape, KvFormat, MXFP4_BLOCK, Q8_BLOCK,
-    SwigluParams,
+    SwigluParams, elements,
 };
 use half::bf16;
 use shares::Shares;
@@ -42,17 +42,6 @@ use table::Kernels;
 /// Below this many multiplications or copied values a call stays on the calling thread: handing it out
 /// would cost more than it saves.
 const SMALL: usize = 1 << 15;
-
-/// Elements of an array of shape `shape`. Lengths are compared with this instead of a product that may
-/// have wrapped around: the kernels rely on the comparison.
-///
-/// # Panics
-///
-/// When the number does not fit.
-fn elements<const N: usize>(shape: [usize; N]) -> usize {
-    let product = shape.into_iter().try_fold(1, usize::checked_mul);
-    product.unwrap_or_else(|| panic!("an array of shape {shape:?} overflows"))
-}
 
 /// The kernels of one tier on one thread pool.
 ///

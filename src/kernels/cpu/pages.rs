@@ -1,19 +1,8 @@
-//! The shape of the paged cache, and the writing of it.
+//! Writing of the paged cache.
 
 use super::shares::Shares;
-use super::{Cpu, elements, words};
-use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS};
-
-/// Panics unless `heads` is a shape and `pages` a pool of such pages; returns how many.
-pub(super) fn page_count(pages: &[u32], heads: HeadShape, format: KvFormat) -> usize {
-    let HeadShape { q_heads, kv_heads, head_dim } = heads;
-    assert!(kv_heads > 0 && q_heads > 0 && q_heads.is_multiple_of(kv_heads), "{heads:?}");
-    assert!(head_dim > 0 && head_dim.is_multiple_of(16), "{heads:?}");
-    let page = elements([2, kv_heads, PAGE_TOKENS, head_dim, format.element_bytes()]);
-    let page_words = page / 4;
-    assert!(pages.len().is_multiple_of(page_words), "pages");
-    pages.len() / page_words
-}
+use super::{Cpu, words};
+use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS, elements, page_count};
 
 /// See [`Cpu::kv_write`]. Tasks take kv heads, not rows: then equal slots are written in order.
 pub(super) fn kv_write(
@@ -25,7 +14,7 @@ pub(super) fn kv_write(
     heads: HeadShape,
     format: KvFormat,
 ) {
-    let count = page_count(pages, heads, format);
+    let count = page_count(pages.len(), heads, format);
     let HeadShape { kv_heads, head_dim, .. } = heads;
     let width = kv_heads * head_dim;
     let written = elements([slots.len(), width]);

@@ -11,13 +11,6 @@
 #include <cuda_fp8.h>
 #include <math_constants.h>
 #include <stdint.h>
-// Shared memory whose size the launch decides: `DYNAMIC_SHARED(float, scores);`.
-#define DYNAMIC_SHARED(type, name)                                                                 \
-    extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];                          \
-    type *const name = reinterpret_cast<type *>(dynamic_shared_bytes)
-#else
-#define DYNAMIC_SHARED(type, name)                                                                 \
-    type *const name = reinterpret_cast<type *>(emulator::block.dynamic_shared)
 #endif
 
 #define ALL_LANES 0xffffffffu

@@ -7,11 +7,10 @@
 //! Keys and values a row does not see are not read, with one exception: within a run, values of later
 //! rows are multiplied by 0, so that one that is infinite or NaN makes the run's earlier rows NaN.
 
-use super::cache::{format_arguments, page_count};
-use super::cudarc::driver::sys::CUdevice_attribute;
+use super::cache::format_arguments;
 use super::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, PushKernelArg};
-use super::{Cuda, CudaError, elements, int, uint};
-use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS};
+use super::{Cuda, CudaError, int, uint};
+use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS, elements, page_count};
 
 /// Dimensions of a head at most.
 pub const MAX_HEAD_DIM: usize = 128;
@@ -105,11 +104,8 @@ impl Cuda {
         format: KvFormat,
         scale: f32,
     ) -> Result<(), CudaError> {
-        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let multiprocessors = self.stream.context().attribute(attribute);
-        let multiprocessors = multiprocessors.map_err(|e| CudaError::new("multiprocessors", e))?;
         // As many blocks as run at a time: fewer leave bandwidth unused, more wait for a second round.
-        let wanted = BLOCKS_PER_MULTIPROCESSOR * multiprocessors.max(1) as usize;
+        let wanted = BLOCKS_PER_MULTIPROCESSOR * self.multiprocessors;
         let groups = (heads.q_heads / heads.kv_heads.max(1)).div_ceil(GROUP);
         let of_row = wanted / (rows.blocks.singles * heads.kv_heads * groups).max(1);
         let span = positions(rows).1.div_ceil(of_row.max(1)).max(1).next_multiple_of(SPAN);
@@ -175,7 +171,7 @@ impl Cuda {
             let grid = [runs, kv_heads, (RUN * group).div_ceil(vectors)];
             // SAFETY: block (i, h, j) reads and writes rows of block i of the list, which are below T;
             // pages outside the pool and sequences without a table are not read.
-            unsafe { kernel.launch(call, grid, PREFILL_THREADS, 0) }?;
+            unsafe { kernel.launch(call, grid, PREFILL_THREADS) }?;
         }
         if singles > 0 {
             // One part is all of a row and goes to `out`.
@@ -183,9 +179,7 @@ impl Cuda {
                 1 => 0,
                 _ => elements([singles, q_heads, splits, head_dim + 2]),
             };
-            // SAFETY: every part that the second kernel reads is written by the first.
-            let parts = unsafe { self.stream.alloc::<f32>(scratch.max(1)) };
-            let mut parts = parts.map_err(|e| CudaError::new("parts of attention", e))?;
+            let mut parts = self.scratch::<f32>(scratch.max(1))?;
             let kernel = self.kernel(name(format, head_dim, DECODE))?;
             let mut call = kernel.call();
             if splits == 1 {
@@ -200,7 +194,7 @@ impl Cuda {
             let grid = [splits, kv_heads * group.div_ceil(GROUP), singles];
             // SAFETY: block (s, h, i) reads row i of the list, which is below T, and writes it or part s
             // of it; pages outside the pool and sequences without a table are not read.
-            unsafe { kernel.launch(call, grid, DECODE_THREADS, 0) }?;
+            unsafe { kernel.launch(call, grid, DECODE_THREADS) }?;
             if splits > 1 {
                 let split_count = int(splits);
                 let kernel = self.kernel("attention_combine")?;
@@ -209,7 +203,7 @@ impl Cuda {
                 call.arg(&stride).arg(&window).arg(&span).arg(&split_count);
                 call.arg(&q_count).arg(&dim);
                 // SAFETY: block (h, i) reads at most `splits` parts of row i of the list and writes it.
-                unsafe { kernel.launch(call, [q_heads, singles, 1], COMBINE_THREADS, 0) }?;
+                unsafe { kernel.launch(call, [q_heads, singles, 1], COMBINE_THREADS) }?;
             }
         }
         Ok(())

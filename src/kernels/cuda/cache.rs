@@ -1,8 +1,8 @@
 //! Writing of the paged cache: rope_kv_write.cu. Row-invariant.
 
 use super::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, PushKernelArg};
-use super::{Cuda, CudaError, elements, int};
-use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS};
+use super::{Cuda, CudaError, int};
+use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS, elements, page_count};
 
 const THREADS: usize = 128;
 
@@ -13,20 +13,6 @@ pub(super) fn format_arguments(format: KvFormat) -> (i32, f32, f32) {
         KvFormat::Bf16 => (1, 1.0, 1.0),
         KvFormat::Fp8 { k_scale, v_scale } => (2, k_scale, v_scale),
     }
-}
-
-/// How many pages `words` words are.
-///
-/// # Panics
-///
-/// Unless `heads` is a shape and these are whole pages of it.
-pub(super) fn page_count(words: usize, heads: HeadShape, format: KvFormat) -> usize {
-    let HeadShape { q_heads, kv_heads, head_dim } = heads;
-    assert!(kv_heads > 0 && q_heads > 0 && q_heads.is_multiple_of(kv_heads), "{heads:?}");
-    assert!(head_dim > 0 && head_dim.is_multiple_of(16), "{heads:?}");
-    let page = elements([2, kv_heads, PAGE_TOKENS, head_dim, format.element_bytes()]) / 4;
-    assert!(words.is_multiple_of(page), "pages");
-    words / page
 }
 
 impl Cuda {
@@ -75,31 +61,6 @@ impl Cuda {
         let grid = [rows, pieces.div_ceil(THREADS), 1];
         // SAFETY: block (t, j) reads row t of the inputs, writes row t of q and, where slot t is below
         // their number, that slot: the lengths hold them, and words of the pages are aligned.
-        unsafe { kernel.launch(call, grid, THREADS, 0) }
-    }
-
-    /// Copies page `from` onto page `to`, of `words` words each.
-    ///
-    /// # Panics
-    ///
-    /// When `pages` is not whole pages of a multiple of 4 words, does not have these two, or is not
-    /// aligned to 16 bytes.
-    pub fn copy_page(
-        &self,
-        pages: &mut CudaViewMut<'_, u32>,
-        from: u32,
-        to: u32,
-        words: usize,
-    ) -> Result<(), CudaError> {
-        assert!(words > 0 && words.is_multiple_of(4) && pages.len().is_multiple_of(words), "words");
-        let count = pages.len() / words;
-        assert!((from.max(to) as usize) < count, "pages {from} and {to} of {count}");
-        self.check_alignment(&*pages);
-        let (from, to, vectors) = (u64::from(from), u64::from(to), (words / 4) as u64);
-        let kernel = self.kernel("copy_page")?;
-        let mut call = kernel.call();
-        call.arg(pages).arg(&from).arg(&to).arg(&vectors);
-        // SAFETY: a thread copies 16 bytes of one page that is there to another, both aligned.
-        unsafe { kernel.launch(call, [(words / 4).div_ceil(THREADS), 1, 1], THREADS, 0) }
+        unsafe { kernel.launch(call, grid, THREADS) }
     }
 }

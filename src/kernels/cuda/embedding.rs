@@ -1,7 +1,8 @@
 //! Rows picked by index: embedding.cu.
 
 use super::cudarc::driver::{CudaView, CudaViewMut, PushKernelArg};
-use super::{Cuda, CudaError, THREADS, elements, int, uint};
+use super::{Cuda, CudaError, THREADS, int, uint};
+use crate::kernels::elements;
 use half::bf16;
 
 impl Cuda {
@@ -25,7 +26,7 @@ impl Cuda {
         let mut call = kernel.call();
         call.arg(out).arg(table).arg(tokens).arg(&hidden).arg(&vocab);
         // SAFETY: block t reads token t, a row below `vocab` and writes row t: the lengths hold them.
-        unsafe { kernel.launch(call, [tokens.len(), 1, 1], THREADS, 0) }
+        unsafe { kernel.launch(call, [tokens.len(), 1, 1], THREADS) }
     }
 
     /// `out[r,:] = x[rows[r],:]` with `x: [T, hidden]`, `out: [R, hidden]`. A row that is not below T
@@ -48,6 +49,6 @@ impl Cuda {
         let mut call = kernel.call();
         call.arg(out).arg(x).arg(rows).arg(&hidden).arg(&count);
         // SAFETY: block r reads index r, a row below `count` and writes row r: the lengths hold them.
-        unsafe { kernel.launch(call, [rows.len(), 1, 1], THREADS, 0) }
+        unsafe { kernel.launch(call, [rows.len(), 1, 1], THREADS) }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::cudarc::cublas::{result::gemm_ex, sys};
 use super::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut, PushKernelArg};
-use super::{Cuda, CudaError, THREADS, elements, int};
+use super::{Cuda, CudaError, THREADS, blocks, int};
+use crate::kernels::elements;
 use half::bf16;
 
 /// Rows of x that matmul.cu takes at once: `MATMUL(8)` is the largest.
@@ -74,7 +75,7 @@ impl Cuda {
         let blocks = rows.div_ceil(ROWS);
         // SAFETY: rows and tokens behind the last are read as the last and not written; columns end at
         // `cols`. The lengths hold the rest, and bias is `rows` long or null.
-        unsafe { kernel.launch(call, [blocks, 1, 1], COLUMN_THREADS, 0) }
+        unsafe { kernel.launch(call, [blocks, 1, 1], COLUMN_THREADS) }
     }
 
     fn matmul_many(
@@ -89,19 +90,19 @@ impl Cuda {
         let t = x.len() / cols;
         let mut hi = self.scratch::<bf16>(x.len())?;
         let mut lo = self.scratch::<bf16>(x.len())?;
-        let (n, blocks) = (x.len() as u64, |n: usize| [n.div_ceil(THREADS).min(1 << 20), 1, 1]);
+        let n = x.len() as u64;
         let kernel = self.kernel("matmul_split")?;
         let mut call = kernel.call();
         call.arg(&mut hi).arg(&mut lo).arg(x).arg(&n);
         // SAFETY: both parts are as long as x.
-        unsafe { kernel.launch(call, blocks(x.len()), THREADS, 0) }?;
+        unsafe { kernel.launch(call, blocks(x.len()), THREADS) }?;
         if let Some(bias) = bias {
             let (o, n, grid) = (int(rows), out.len() as u64, blocks(out.len()));
             let kernel = self.kernel("matmul_bias")?;
             let mut call = kernel.call();
             call.arg(&mut *out).arg(bias).arg(&o).arg(&n);
             // SAFETY: writes the n values of out; bias is `rows` long.
-            unsafe { kernel.launch(call, grid, THREADS, 0) }?;
+            unsafe { kernel.launch(call, grid, THREADS) }?;
         }
         // cuBLAS counts columns first: weight is [cols, rows], x [cols, T], out [rows, T].
         let (m, n, k) = (int(rows), int(t), int(cols));

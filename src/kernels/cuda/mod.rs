@@ -31,7 +31,7 @@ pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
 // The one place that reaches for cudarc: by way of candle, so that there is one version of it.
 pub use candle_core::cuda_backend::cudarc;
 use cudarc::cublas::CudaBlas;
-use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError,
     LaunchArgs, LaunchConfig,
@@ -45,9 +45,6 @@ static FATBINS: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/fatbins.r
 
 /// Threads of a block where a kernel does not say otherwise: `THREADS` in args.cuh.
 const THREADS: usize = 256;
-
-/// Dynamic shared memory that a launch may have without more.
-const SHARED_WITHOUT_ASKING: usize = 48 << 10;
 
 /// What the driver or cuBLAS refused, and in which kernel.
 #[derive(Debug)]
@@ -106,17 +103,6 @@ impl Modules {
     }
 }
 
-/// Elements of an array of shape `shape`. Lengths are compared with this instead of a product that may
-/// have wrapped around: the kernels rely on the comparison.
-///
-/// # Panics
-///
-/// When the number does not fit.
-fn elements<const N: usize>(shape: [usize; N]) -> usize {
-    let product = shape.into_iter().try_fold(1, usize::checked_mul);
-    product.unwrap_or_else(|| panic!("an array of shape {shape:?} overflows"))
-}
-
 /// A size as a kernel takes it.
 ///
 /// # Panics
@@ -131,6 +117,11 @@ fn uint(size: usize) -> u32 {
     u32::try_from(size).unwrap_or_else(|_| panic!("{size} is too large for a kernel"))
 }
 
+/// Blocks of [`THREADS`] threads that walk over `n` elements: one each, up to a number that fills any device.
+fn blocks(n: usize) -> [usize; 3] {
+    [n.div_ceil(THREADS).min(1 << 20), 1, 1]
+}
+
 /// The kernels on one stream of one device.
 ///
 /// Every method panics when a length contradicts the shapes it documents; the callers own those numbers,
@@ -140,6 +131,8 @@ pub struct Cuda {
     blas: Arc<CudaBlas>,
     modules: Arc<Modules>,
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    /// Of the device.
+    multiprocessors: usize,
 }
 
 impl std::fmt::Debug for Cuda {
@@ -157,17 +150,16 @@ impl Cuda {
     /// When the driver cannot load the kernels, for example because none were compiled for the device.
     pub fn new(stream: Arc<CudaStream>, blas: Arc<CudaBlas>) -> Result<Cuda, CudaError> {
         let modules = Modules::of(stream.context())?;
-        Ok(Cuda { stream, blas, modules, functions: Mutex::default() })
+        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = stream.context().attribute(attribute);
+        let multiprocessors = multiprocessors.map_err(|e| CudaError::new("multiprocessors", e))?;
+        let multiprocessors = multiprocessors.max(1) as usize;
+        Ok(Cuda { stream, blas, modules, functions: Mutex::default(), multiprocessors })
     }
 
     /// The stream every kernel runs on.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
-    }
-
-    /// The cuBLAS handle on that stream.
-    pub fn blas(&self) -> &Arc<CudaBlas> {
-        &self.blas
     }
 
     /// Memory for `n` values that a call needs while it runs. It is given back in the order of the stream,
@@ -207,8 +199,7 @@ impl Kernel<'_> {
         self.stream.launch_builder(&self.function)
     }
 
-    /// Starts `call` on `grid` blocks of `threads` with `shared` bytes of dynamic shared memory. A grid
-    /// without blocks does nothing.
+    /// Starts `call` on `grid` blocks of `threads`. A grid without blocks does nothing.
     ///
     /// # Safety
     ///
@@ -219,20 +210,15 @@ impl Kernel<'_> {
         mut call: LaunchArgs<'_>,
         grid: [usize; 3],
         threads: usize,
-        shared: usize,
     ) -> Result<(), CudaError> {
         if grid.contains(&0) {
             return Ok(());
         }
         let failed = |e: DriverError| CudaError::new(format!("kernel {}", self.name), e);
-        if shared > SHARED_WITHOUT_ASKING {
-            let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            self.function.set_attribute(attribute, int(shared)).map_err(failed)?;
-        }
         let config = LaunchConfig {
             grid_dim: (uint(grid[0]), uint(grid[1]), uint(grid[2])),
             block_dim: (uint(threads), 1, 1),
-            shared_mem_bytes: uint(shared),
+            shared_mem_bytes: 0,
         };
         // SAFETY: passed on to the caller.
         unsafe { call.launch(config) }.map(drop).map_err(failed)

@@ -1,8 +1,8 @@
 //! Routed experts: moe.cu for few tokens and for bf16 experts, moe_grouped.cu for many.
 
 use super::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, PushKernelArg};
-use super::{Cuda, CudaError, elements, int};
-use crate::kernels::{ExpertShape, MXFP4_BLOCK, SwigluParams};
+use super::{Cuda, CudaError, int};
+use crate::kernels::{ExpertShape, MXFP4_BLOCK, SwigluParams, elements};
 use half::bf16;
 
 /// Up to this many tokens every (token, expert) pair reads its expert on its own: more of them share one.
@@ -86,7 +86,7 @@ impl Cuda {
                 let grid = [rows.div_ceil(ROWS), pairs, 1];
                 // SAFETY: rows behind the last are read as the last and not written, and an expert is read
                 // when it is below E; the lengths hold the rest, and wide loads are aligned.
-                unsafe { kernel.launch(call, grid, team(cols), 0) }
+                unsafe { kernel.launch(call, grid, team(cols)) }
             }
             CudaExperts::Mxfp4 { blocks, scales } => {
                 for first in (0..t).step_by(MOST) {
@@ -113,7 +113,7 @@ impl Cuda {
                 let grid = [(rows / 2).div_ceil(BF16_THREADS), pairs.min(MOST_BLOCKS), 1];
                 // SAFETY: outputs end at I, pairs at T·k, and an expert is read when it is below E; the
                 // lengths hold the rest.
-                unsafe { kernel.launch(call, grid, BF16_THREADS, 0) }
+                unsafe { kernel.launch(call, grid, BF16_THREADS) }
             }
         }
     }
@@ -155,7 +155,7 @@ impl Cuda {
                 call.arg(out).arg(blocks).arg(scales).arg(bias).arg(a).arg(indices).arg(weights);
                 call.arg(&e).arg(&r).arg(&c).arg(&j).arg(&of_team);
                 // SAFETY: as in moe_gate_up.
-                unsafe { kernel.launch(call, [rows.div_ceil(ROWS), t, 1], threads, 0) }
+                unsafe { kernel.launch(call, [rows.div_ceil(ROWS), t, 1], threads) }
             }
             CudaExperts::Mxfp4 { blocks, scales } => {
                 for first in (0..t).step_by(MOST) {
@@ -181,7 +181,7 @@ impl Cuda {
                 call.arg(&e).arg(&r).arg(&c).arg(&j);
                 let grid = [rows.div_ceil(BF16_THREADS), t.min(MOST_BLOCKS), 1];
                 // SAFETY: as in moe_gate_up.
-                unsafe { kernel.launch(call, grid, BF16_THREADS, 0) }
+                unsafe { kernel.launch(call, grid, BF16_THREADS) }
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Routed experts for many tokens: moe_sort.cu and moe_grouped.cu.
 
 use super::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, PushKernelArg};
-use super::{Cuda, CudaError, THREADS, int, uint};
+use super::{Cuda, CudaError, THREADS, blocks, int, uint};
 use crate::kernels::{ExpertShape, SwigluParams};
 use half::bf16;
 
@@ -27,11 +27,6 @@ struct Tiles {
     count: usize,
 }
 
-/// Blocks that walk over `n` elements.
-fn blocks(n: usize) -> [usize; 3] {
-    [n.div_ceil(THREADS).min(1 << 20), 1, 1]
-}
-
 impl Cuda {
     /// Sorts pairs by expert.
     fn tiles(&self, indices: &CudaView<'_, u32>, experts: usize) -> Result<Tiles, CudaError> {
@@ -48,13 +43,13 @@ impl Cuda {
         call.arg(&mut order).arg(&mut offsets).arg(indices).arg(&n);
         // SAFETY: every pair has one place below `pairs`; a block writes the offset of its group, the last
         // one also the end.
-        unsafe { kernel.launch(call, [groups, 1, 1], SORT_THREADS, 0) }?;
+        unsafe { kernel.launch(call, [groups, 1, 1], SORT_THREADS) }?;
         let kernel = self.kernel("moe_tiles")?;
         let mut call = kernel.call();
         call.arg(&mut tiles).arg(&offsets).arg(&e).arg(&room);
         // SAFETY: reads the offsets of `groups` groups and writes `count` tiles, which is enough for any
         // distribution of `pairs` pairs.
-        unsafe { kernel.launch(call, [1, 1, 1], 32, 0) }?;
+        unsafe { kernel.launch(call, [1, 1, 1], 32) }?;
         Ok(Tiles { order, tiles, count })
     }
 
@@ -66,7 +61,7 @@ impl Cuda {
         let mut call = kernel.call();
         call.arg(&mut parts).arg(x).arg(&c).arg(&eights);
         // SAFETY: cols is a multiple of 32; every eight of x become eight words of their row.
-        unsafe { kernel.launch(call, blocks(x.len() / 8), THREADS, 0) }?;
+        unsafe { kernel.launch(call, blocks(x.len() / 8), THREADS) }?;
         Ok(parts)
     }
 
@@ -93,7 +88,7 @@ impl Cuda {
         let grid = [shape.rows.div_ceil(COLUMNS), count, 1];
         // SAFETY: tiles name pairs below T·k, their tokens and experts below E; rows and columns end at
         // the shape's. The lengths hold them, and wide loads are aligned.
-        unsafe { kernel.launch(call, grid, TILE_THREADS, 0) }
+        unsafe { kernel.launch(call, grid, TILE_THREADS) }
     }
 
     /// See [`Cuda::moe_down`], which checked the arguments. `w`: blocks and scales.
@@ -119,12 +114,12 @@ impl Cuda {
         call.arg(&e).arg(&r).arg(&c);
         let grid = [shape.rows.div_ceil(COLUMNS), count, 1];
         // SAFETY: as above; y has a row for every pair, and every pair is in one tile.
-        unsafe { kernel.launch(call, grid, TILE_THREADS, 0) }?;
+        unsafe { kernel.launch(call, grid, TILE_THREADS) }?;
         let n = out.len() as u64;
         let kernel = self.kernel("moe_combine")?;
         let mut call = kernel.call();
         call.arg(out).arg(&y).arg(weights).arg(&r).arg(&j).arg(&n);
         // SAFETY: writes the n values of out from the k rows of y each is summed from.
-        unsafe { kernel.launch(call, blocks(n as usize), THREADS, 0) }
+        unsafe { kernel.launch(call, blocks(n as usize), THREADS) }
     }
 }

@@ -1,5 +1,4 @@
-// Root-mean-square normalisation (Zhang and Sennrich 2019), with the addition before it, and that
-// addition alone. A block per row; the sum of a row has one order whatever the rows beside it.
+// Root-mean-square normalisation (Zhang and Sennrich 2019), with the addition before it. A block per row; the sum of a row has one order whatever the rows beside it.
 
 #include "args.cuh"
 
@@ -47,15 +46,4 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         hidden % 4 == 0 && aligned16(x) && aligned16(delta) && aligned16(out) && aligned16(w);
     const size_t row = size_t(blockIdx.x) * hidden;
     norm_row<true>(out + row, x + row, x + row, delta + row, w, hidden, eps, wide);
-}
-
-// x += delta
-extern "C" __global__ void __launch_bounds__(THREADS)
-    add(float *__restrict__ x, const float *__restrict__ delta, uint64_t n) {
-    const uint64_t i = (uint64_t(blockIdx.x) * THREADS + threadIdx.x) * 4;
-    if (i >= n) return;
-    const int left = n - i < 4 ? int(n - i) : 4;
-    const bool wide = left == 4 && aligned16(x) && aligned16(delta);
-    const float4 v = load4(x + i, 0, left, wide), d = load4(delta + i, 0, left, wide);
-    store4(x + i, 0, left, wide, make_float4(v.x + d.x, v.y + d.y, v.z + d.z, v.w + d.w));
 }

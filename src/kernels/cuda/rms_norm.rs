@@ -24,7 +24,7 @@ impl Cuda {
         let mut call = kernel.call();
         call.arg(out).arg(x).arg(weight).arg(&hidden).arg(&eps);
         // SAFETY: block t reads the weight and row t and writes row t: the lengths hold them.
-        unsafe { kernel.launch(call, [rows, 1, 1], THREADS, 0) }
+        unsafe { kernel.launch(call, [rows, 1, 1], THREADS) }
     }
 
     /// `x += delta`, then `out = x · rsqrt(mean(x²) + eps) · weight` for each row of `weight.len()`
@@ -49,25 +49,6 @@ impl Cuda {
         let mut call = kernel.call();
         call.arg(x).arg(delta).arg(out).arg(weight).arg(&hidden).arg(&eps);
         // SAFETY: block t reads the weight and rows t, and writes rows t: the lengths hold them.
-        unsafe { kernel.launch(call, [rows, 1, 1], THREADS, 0) }
-    }
-
-    /// `x += delta`.
-    ///
-    /// # Panics
-    ///
-    /// When the lengths differ.
-    pub fn add(
-        &self,
-        x: &mut CudaViewMut<'_, f32>,
-        delta: &CudaView<'_, f32>,
-    ) -> Result<(), CudaError> {
-        assert_eq!(delta.len(), x.len(), "delta");
-        let (blocks, n) = (x.len().div_ceil(4 * THREADS), x.len() as u64);
-        let kernel = self.kernel("add")?;
-        let mut call = kernel.call();
-        call.arg(x).arg(delta).arg(&n);
-        // SAFETY: a thread reads and writes four elements below n.
-        unsafe { kernel.launch(call, [blocks, 1, 1], THREADS, 0) }
+        unsafe { kernel.launch(call, [rows, 1, 1], THREADS) }
     }
 }

@@ -1,4 +1,4 @@
-// Rotary positions and the writing of the cache, and copies of whole pages.
+// Rotary positions and the writing of the cache.
 #include "pages.cuh"
 
 // Four neighbours of a row of the cache, converted and stored as whole words.
@@ -65,11 +65,4 @@ extern "C" __global__ void rope_kv_write(float *__restrict__ q, const float *__r
             store_words(pages, at + (half + first) * element_bytes(format), high, format, scale);
         }
     }
-}
-
-// Copies page `from` onto page `to`, 16 bytes at a time.
-extern "C" __global__ void copy_page(uint4 *__restrict__ pages, uint64_t from, uint64_t to,
-                                     uint64_t vectors) {
-    const uint64_t i = uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < vectors) pages[to * vectors + i] = pages[from * vectors + i];
 }

@@ -1,8 +1,8 @@
 //! From logits to tokens: sample.cu.
 
 use super::cudarc::driver::{CudaView, CudaViewMut, DeviceRepr, PushKernelArg};
-use super::{Cuda, CudaError, elements, int, uint};
-use crate::kernels::Draw;
+use super::{Cuda, CudaError, int, uint};
+use crate::kernels::{Draw, elements};
 
 /// Tokens that [`Cuda::sample`] gives where there is none to be drawn: a logit is not finite.
 pub const NOT_FINITE: u32 = u32::MAX;
@@ -117,13 +117,9 @@ impl Cuda {
         let rows = self.stream.clone_htod(&rows).map_err(failed)?;
         let together = count.min(ROWS);
         let keys = elements([together, chunks, CHUNK]);
-        // SAFETY: what a kernel reads of these the ones before it have written.
-        let mut keys = unsafe { self.stream.alloc::<u64>(keys) }.map_err(failed)?;
-        // SAFETY: as above.
-        let mut sums = unsafe { self.stream.alloc::<f64>(keys.len()) }.map_err(failed)?;
-        // SAFETY: as above.
-        let mut of_chunk =
-            unsafe { self.stream.alloc::<f64>(2 * together * chunks) }.map_err(failed)?;
+        let mut keys = self.scratch::<u64>(keys)?;
+        let mut sums = self.scratch::<f64>(keys.len())?;
+        let mut of_chunk = self.scratch::<f64>(2 * together * chunks)?;
         let (v, chunk_count) = (int(vocab), int(chunks));
         for first in (0..count).step_by(ROWS) {
             let range = first..count.min(first + ROWS);
@@ -135,12 +131,12 @@ impl Cuda {
             call.arg(&mut keys).arg(&mut of_chunk).arg(&logits).arg(&rows).arg(&words).arg(&v);
             // SAFETY: block (c, r) reads logits and lists of row r, whose ranges lie in `words`, changes
             // only scores of its chunk and writes chunk c of row r.
-            unsafe { kernel.launch(call, [chunks, n, 1], SORT_THREADS, 0) }?;
+            unsafe { kernel.launch(call, [chunks, n, 1], SORT_THREADS) }?;
             let kernel = self.kernel("sample_weigh")?;
             let mut call = kernel.call();
             call.arg(&mut sums).arg(&keys).arg(&rows).arg(&v);
             // SAFETY: block (c, r) reads the keys of row r and writes sums of its chunk c.
-            unsafe { kernel.launch(call, [chunks, n, 1], SORT_THREADS, 0) }?;
+            unsafe { kernel.launch(call, [chunks, n, 1], SORT_THREADS) }?;
             let (mut tokens, mut logprobs) =
                 (tokens.slice_mut(range.clone()), logprobs.slice_mut(range));
             let kernel = self.kernel("sample_pick")?;
@@ -149,7 +145,7 @@ impl Cuda {
             call.arg(&logits).arg(&rows).arg(&v).arg(&chunk_count);
             // SAFETY: block r reads keys, sums and logits of row r and writes its token, which is below V
             // because keys behind V are never left.
-            unsafe { kernel.launch(call, [n, 1, 1], PICK_THREADS, 0) }?;
+            unsafe { kernel.launch(call, [n, 1, 1], PICK_THREADS) }?;
         }
         Ok(())
     }

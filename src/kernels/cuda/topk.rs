@@ -1,7 +1,8 @@
 //! Routing: topk.cu. Row-invariant.
 
 use super::cudarc::driver::{CudaView, CudaViewMut, PushKernelArg};
-use super::{Cuda, CudaError, elements, int};
+use super::{Cuda, CudaError, int};
+use crate::kernels::elements;
 
 /// Rows per block: a warp each.
 const ROWS: usize = 4;
@@ -32,6 +33,6 @@ impl Cuda {
         let mut call = kernel.call();
         call.arg(indices).arg(weights).arg(logits).arg(&tokens).arg(&e).arg(&k);
         // SAFETY: a warp reads its row below T and writes the k results of that row.
-        unsafe { kernel.launch(call, [t.div_ceil(ROWS), 1, 1], 32 * ROWS, 0) }
+        unsafe { kernel.launch(call, [t.div_ceil(ROWS), 1, 1], 32 * ROWS) }
     }
 }

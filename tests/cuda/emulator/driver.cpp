@@ -33,7 +33,6 @@ struct Module { std::string source; };
 struct Function {
     std::string name;
     const Kernel *kernel;
-    int dynamic_shared_limit = 48 * 1024;
 };
 using Clock = std::chrono::steady_clock;
 
@@ -267,12 +266,7 @@ API int cuModuleGetFunction(void **function, void *module, const char *name) {
     *function = new Function{name, ours ? &found->second : nullptr};
     return SUCCESS;
 }
-API int cuFuncSetAttribute(void *function, int attribute, int value) {
-    if (attribute != 8) return SUCCESS;  // 8: the most dynamic shared memory
-    if (value > 227 * 1024) return INVALID_VALUE;
-    ((Function *)function)->dynamic_shared_limit = value;
-    return SUCCESS;
-}
+API int cuFuncSetAttribute(...) { return NOT_SUPPORTED; }
 API int cuFuncGetAttribute(int *value, int, void *) { *value = 0; return SUCCESS; }
 API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int, size_t) { *blocks = 1; return SUCCESS; }
 API int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
@@ -281,8 +275,9 @@ API int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned 
     auto *function = (Function *)f;
     const uint64_t threads = uint64_t(bx) * by * bz;
     if (!gx || !gy || !gz || !threads || threads > 1024 || bz > 64 || gx > 0x7fffffff ||
-        gy > 65535 || gz > 65535 || shared > unsigned(function->dynamic_shared_limit))
+        gy > 65535 || gz > 65535)
         return INVALID_VALUE;
+    if (shared) return NOT_SUPPORTED;  // dynamic shared memory: no kernel asks for any
     const Kernel *kernel = function->kernel;
     if (!kernel) {
         fprintf(stderr, "cuda emulator: no body for the kernel %s, which is not ours\n", function->name.c_str());
@@ -291,8 +286,8 @@ API int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned 
     const char *set = getenv("EMULATOR_ORDER");
     const Order order = set && !strcmp(set, "descending") ? Order::descending : Order::ascending;
     put(stream, [=, name = function->name, run = kernel->bind(arguments)] {
-        launch(name.c_str(), dim3(gx, gy, gz), dim3(bx, by, bz), shared, kernel->shared_start,
-               kernel->shared_end, order, run);
+        launch(name.c_str(), dim3(gx, gy, gz), dim3(bx, by, bz), kernel->shared_start, kernel->shared_end, order,
+               run);
     });
     return SUCCESS;
 }

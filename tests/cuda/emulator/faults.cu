@@ -20,13 +20,6 @@ extern "C" __global__ void reads_shared_memory_of_the_block_before(float *out) {
     out[blockIdx.x] = value;
 }
 
-extern "C" __global__ void dynamic_shared(float *out, int reach) {
-    DYNAMIC_SHARED(float, values);
-    values[threadIdx.x] = float(threadIdx.x);
-    __syncthreads();
-    out[threadIdx.x] = values[threadIdx.x ^ 1] + (reach ? values[reach] : 0.0f);
-}
-
 extern "C" __global__ void access(float *x, int at, int write) {
     if (write)
         x[at] = 1;

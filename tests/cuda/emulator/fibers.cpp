@@ -19,7 +19,6 @@ static void *scheduler;
 static uint32_t alive[32], arrived[32];
 
 constexpr size_t STACK = 256 * 1024;
-constexpr size_t DYNAMIC_SHARED = 256 * 1024;
 
 const char *where() {
     static char text[256];
@@ -271,17 +270,13 @@ static void run_block(Order order) {
     }
 }
 
-void launch(const char *name, dim3 grid, dim3 size, size_t dynamic_shared, char *shared_start,
-            char *shared_end, Order order, const std::function<void()> &body) {
-    static char *const dynamic_end = with_guard_pages(DYNAMIC_SHARED) + DYNAMIC_SHARED;
+void launch(const char *name, dim3 grid, dim3 size, char *shared_start, char *shared_end, Order order,
+            const std::function<void()> &body) {
     kernel = name;
     body_of_kernel = &body;
     block.grid = grid;
     block.size = size;
     block.threads = size.x * size.y * size.z;
-    // Ends at a page that cannot be touched, so that reaching behind it is noticed.
-    const size_t rounded = (dynamic_shared + 15) / 16 * 16;
-    block.dynamic_shared = dynamic_end - rounded;
     while (fibers.size() < block.threads) {
         fibers.emplace_back();
         fibers.back().stack = with_guard_pages(STACK);
@@ -292,7 +287,6 @@ void launch(const char *name, dim3 grid, dim3 size, size_t dynamic_shared, char 
         block.index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y),
                        unsigned(i / (uint64_t(grid.x) * grid.y))};
         if (shared_start) memset(shared_start, 0xff, size_t(shared_end - shared_start));
-        memset(block.dynamic_shared, 0xff, rounded);
         run_block(order);
     }
     kernel = nullptr;

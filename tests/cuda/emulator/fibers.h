@@ -48,7 +48,6 @@ struct Block {
     uint3 index;
     unsigned threads = 0, live = 0, at_barrier = 0;
     unsigned votes = 0;
-    char *dynamic_shared = nullptr;
 };
 
 // The running thread and block. One kernel runs at a time: the driver holds a lock.
@@ -58,10 +57,9 @@ extern Block block;
 // Orders in which threads and blocks are run.
 enum class Order { ascending, descending };
 
-// Runs `body` once per thread of the grid. `shared` is the range of the kernel's static shared memory,
-// `dynamic_shared` the bytes of the rest.
-void launch(const char *name, dim3 grid, dim3 size, size_t dynamic_shared, char *shared_start,
-            char *shared_end, Order order, const std::function<void()> &body);
+// Runs `body` once per thread of the grid. `shared` is the range of the kernel's shared memory.
+void launch(const char *name, dim3 grid, dim3 size, char *shared_start, char *shared_end, Order order,
+            const std::function<void()> &body);
 
 // __syncthreads at a line of the source; the number of threads that voted true.
 unsigned sync_block(int line, bool vote);

@@ -1,0 +1,29 @@
+//! Ways of feeding the same tokens.
+
+use gpt_oss_puzzle::model::{Batch, LogitRows};
+
+/// Feeds three prompts as one changing batch, a prefill chunk of one beside decode steps of the others:
+/// `step` runs a batch and gives a row for each of its tokens. The rows of each prompt.
+pub fn interleave<Row>(
+    prompts: &[Vec<u32>; 3],
+    mut step: impl FnMut(&Batch) -> Vec<Row>,
+) -> [Vec<Row>; 3] {
+    let mut rows = [vec![], vec![], vec![]];
+    let mut round = 0;
+    while (0..3).any(|s| rows[s].len() < prompts[s].len()) {
+        let mut batch = Batch::new();
+        let mut order = Vec::new();
+        for turn in 0..3 {
+            let s = (turn + round) % 3;
+            let done = rows[s].len();
+            let take = [23, 1, 1][turn].min(prompts[s].len() - done);
+            batch.push(s, done, &prompts[s][done..done + take], LogitRows::All);
+            order.extend(std::iter::repeat_n(s, take));
+        }
+        for (s, row) in order.into_iter().zip(step(&batch)) {
+            rows[s].push(row);
+        }
+        round += 1;
+    }
+    rows
+}
