@@ -21,6 +21,7 @@ mod moe;
 mod moe_grouped;
 mod rms_norm;
 mod sample;
+mod tile;
 mod topk;
 
 pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
