@@ -16,6 +16,7 @@ mod attention;
 mod cache;
 mod embedding;
 mod matmul;
+mod matmul_q8;
 mod memory;
 mod moe;
 mod moe_grouped;
@@ -25,6 +26,7 @@ mod tile;
 mod topk;
 
 pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
+pub use matmul::CudaDense;
 pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
 pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
