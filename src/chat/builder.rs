@@ -7,7 +7,7 @@ use super::room::Room;
 use crate::cache::{KvCache, KvCacheConfig, KvDtype};
 use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
 use crate::harmony::{Dialect, Renderer};
-use crate::model::{DenseDtype, DeviceName, GptOss, free_memory};
+use crate::model::{DenseDtype, DeviceName, GptOss, free_memory, weight_bytes};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, KvScales};
 #[cfg(feature = "hub")]
@@ -191,7 +191,6 @@ impl ModelBuilder {
             }
         };
         let device = self.device.open()?;
-        self.dense_dtype.check(&device)?;
         let mut warm = self.warm;
         if let Some(progress) = warm.as_mut().filter(|_| device.is_cpu()) {
             checkpoint.warm(progress);
@@ -225,13 +224,14 @@ impl ModelBuilder {
                 "a context of {context} tokens was asked for, the model's is 1 to {limit}"
             )));
         }
-        let (chunk, sequences, total) =
+        let (chunk, sequences, stored) =
             (self.prefill_chunk, self.sequences, checkpoint.total_bytes());
+        let on_device = weight_bytes(config, stored, self.dense_dtype);
         let room = Room { config, dtype: self.kv_dtype, chunk, sequences };
         let context = match free_memory(&device)? {
-            Some(free) => room.context_on_device(self.context, total, free, self.device)?,
+            Some(free) => room.context_on_device(self.context, on_device, free, self.device)?,
             None => {
-                let mapped = if checkpoint.files().is_empty() { 0 } else { total };
+                let mapped = if checkpoint.files().is_empty() { 0 } else { stored };
                 room.context_on_host(self.context, mapped)
             }
         };
@@ -243,7 +243,7 @@ impl ModelBuilder {
             .with_dense_dtype(self.dense_dtype)
             .on_device(&device, |done| {
                 if let Some(progress) = &mut warm {
-                    progress(done.min(total), total);
+                    progress(done.min(on_device), on_device);
                 }
             })?;
         Ok(Model::new(Parts {

@@ -29,7 +29,7 @@ pub(crate) use crate::kernels::Draw;
 pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
 pub use device::DeviceName;
-pub(crate) use device::{free_memory, workspace};
+pub(crate) use device::{free_memory, weight_bytes, workspace};
 
 use crate::cache::{KvCache, Sequence};
 use crate::kernels::cpu::Cpu;
@@ -69,23 +69,10 @@ pub enum DenseDtype {
     #[default]
     Bf16,
     /// In 8 bits with a scale for every 32 ([`crate::kernels::Dense::Q8`]), made when the model is
-    /// loaded: 53 % of the bytes, which is what decoding reads, in memory of the process's own.
-    /// The logits change a little; README says by how much.
+    /// loaded: 53 % of the bytes, which is what decoding reads, in memory of the process's own and
+    /// from there on the device. The logits change a little; README says by how much.
     Q8,
 }
-
-impl DenseDtype {
-    /// Refuses 8 bits but on the CPU.
-    pub(crate) fn check(self, device: &Device) -> Result<()> {
-        if self == DenseDtype::Q8 && !device.is_cpu() {
-            return Err(Error::invalid_request(Q8_ELSEWHERE));
-        }
-        Ok(())
-    }
-}
-
-const Q8_ELSEWHERE: &str =
-    "dense weights in 8 bits are for the CPU; on a CUDA device they are \"bf16\"";
 
 impl std::str::FromStr for DenseDtype {
     type Err = Error;
@@ -143,7 +130,8 @@ impl GptOss {
         })
     }
 
-    /// Holds the dense matrices as `dtype` says.
+    /// Holds the dense matrices as `dtype` says. Comes before [`GptOss::on_device`]: what is on a device
+    /// stays as it is.
     #[must_use]
     pub fn with_dense_dtype(mut self, dtype: DenseDtype) -> GptOss {
         if dtype == DenseDtype::Q8 {
@@ -154,7 +142,7 @@ impl GptOss {
                 }
                 #[cfg(feature = "cuda")]
                 Engine::Cuda(_) => {
-                    tracing::warn!("a model on a CUDA device keeps its dense weights in BF16")
+                    tracing::warn!("a model on a CUDA device keeps its dense weights as they are")
                 }
             }
         }
@@ -171,8 +159,8 @@ impl GptOss {
     /// cache on the same device. Moving to the CPU does nothing.
     ///
     /// # Errors
-    /// `Device` when the weights do not fit or the device fails; `InvalidRequest` for dense weights in
-    /// 8 bits and for a device of another kind than `cpu` and `cuda`.
+    /// `Device` when the weights do not fit or the device fails; `InvalidRequest` for a device of another
+    /// kind than `cpu` and `cuda`.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "nothing to report"))]
     pub fn on_device(self, device: &Device, progress: impl FnMut(u64)) -> Result<GptOss> {
         match device {

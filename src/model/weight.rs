@@ -1,7 +1,5 @@
 //! Weights where the engine reads them: in the mapped files and in host memory, or on a device.
 
-#[cfg(feature = "cuda")]
-use crate::Error;
 use crate::Result;
 use crate::kernels::cpu::Cpu;
 #[cfg(feature = "cuda")]
@@ -64,7 +62,15 @@ impl Bf16Weight {
 /// A dense matrix `[rows, cols]`: as stored, or held in 8 bits.
 pub(super) enum DenseWeight {
     Bf16(Bf16Weight),
-    Q8 { quants: Vec<i8>, scales: Vec<bf16> },
+    Q8 {
+        quants: Vec<i8>,
+        scales: Vec<bf16>,
+    },
+    #[cfg(feature = "cuda")]
+    CudaQ8 {
+        quants: CudaSlice<i8>,
+        scales: CudaSlice<bf16>,
+    },
 }
 
 impl DenseWeight {
@@ -81,19 +87,25 @@ impl DenseWeight {
         }
     }
 
-    /// To the device, where only BF16 is known.
     #[cfg(feature = "cuda")]
     pub(super) fn upload(&mut self, to: &mut Upload<'_>) -> Result<()> {
         match self {
-            DenseWeight::Bf16(weight) => weight.upload(to),
-            DenseWeight::Q8 { .. } => Err(Error::invalid_request(super::Q8_ELSEWHERE)),
+            DenseWeight::Bf16(weight) => weight.upload(to)?,
+            DenseWeight::Q8 { quants, scales } => {
+                let (quants, scales) = (to.copy(quants)?, to.copy(scales)?);
+                *self = DenseWeight::CudaQ8 { quants, scales };
+            }
+            DenseWeight::CudaQ8 { .. } => {}
         }
+        Ok(())
     }
 
     pub(super) fn matrix(&self) -> Matrix<'_> {
         match self {
             DenseWeight::Bf16(weight) => weight.slice().into(),
             DenseWeight::Q8 { quants, scales } => Matrix::Host(Dense::Q8 { quants, scales }),
+            #[cfg(feature = "cuda")]
+            DenseWeight::CudaQ8 { quants, scales } => Matrix::CudaQ8(quants, scales),
         }
     }
 }

@@ -97,7 +97,10 @@ pub(crate) enum Matrix<'a> {
     Host(Dense<'a>),
     /// BF16 on a CUDA device.
     #[cfg(feature = "cuda")]
-    Cuda(&'a CudaSlice<bf16>),
+    CudaBf16(&'a CudaSlice<bf16>),
+    /// In 8 bits on a CUDA device: quants and scales.
+    #[cfg(feature = "cuda")]
+    CudaQ8(&'a CudaSlice<i8>, &'a CudaSlice<bf16>),
 }
 
 impl<'a> From<Slice<'a, bf16>> for Matrix<'a> {
@@ -105,7 +108,7 @@ impl<'a> From<Slice<'a, bf16>> for Matrix<'a> {
         match weight {
             Slice::Host(weight) => Matrix::Host(Dense::Bf16(weight)),
             #[cfg(feature = "cuda")]
-            Slice::Cuda(weight) => Matrix::Cuda(weight),
+            Slice::Cuda(weight) => Matrix::CudaBf16(weight),
         }
     }
 }
@@ -115,15 +118,18 @@ impl<'a> Matrix<'a> {
         match self {
             Matrix::Host(weight) => Ok(weight),
             #[cfg(feature = "cuda")]
-            Matrix::Cuda(weight) => Slice::Cuda(weight).host().map(Dense::Bf16),
+            _ => bail!("weights on a CUDA device, a tensor in host memory"),
         }
     }
 
     #[cfg(feature = "cuda")]
-    pub(super) fn cuda(self) -> Result<CudaView<'a, bf16>> {
+    pub(super) fn cuda(self) -> Result<cuda::CudaDense<'a>> {
         match self {
             Matrix::Host(_) => bail!("weights in host memory, a tensor on a CUDA device"),
-            Matrix::Cuda(weight) => Ok(weight.as_view()),
+            Matrix::CudaBf16(weight) => Ok(cuda::CudaDense::Bf16(weight.as_view())),
+            Matrix::CudaQ8(quants, scales) => {
+                Ok(cuda::CudaDense::Q8 { quants: quants.as_view(), scales: scales.as_view() })
+            }
         }
     }
 }

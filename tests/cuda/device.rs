@@ -56,6 +56,7 @@ pub struct Input<T: Plain> {
 pub trait Plain: DeviceRepr + ValidAsZeroBits + Copy + Default + 'static {}
 impl Plain for f32 {}
 impl Plain for u8 {}
+impl Plain for i8 {}
 impl Plain for u32 {}
 impl Plain for u64 {}
 impl Plain for half::bf16 {}

@@ -39,7 +39,18 @@ struct OnGpu {
 
 impl OnGpu {
     fn new(checkpoint: &Checkpoint, dtype: KvDtype, pages: usize, gpu: &Device) -> OnGpu {
-        let model = GptOss::new(checkpoint, 1).unwrap().on_device(gpu, |_| {}).unwrap();
+        OnGpu::of(GptOss::new(checkpoint, 1).unwrap(), checkpoint, dtype, pages, gpu)
+    }
+
+    /// `model`, which was made from `checkpoint`.
+    fn of(
+        model: GptOss,
+        checkpoint: &Checkpoint,
+        dtype: KvDtype,
+        pages: usize,
+        gpu: &Device,
+    ) -> OnGpu {
+        let model = model.on_device(gpu, |_| {}).unwrap();
         let layers = model.config().num_hidden_layers();
         let scales: Option<Vec<_>> =
             (0..layers).map(|l| checkpoint.kv_scales(l).unwrap()).collect();
@@ -150,6 +161,59 @@ fn chunks_give_what_one_piece_does() {
     assert_close(&rows, &whole[125 * 96..], "one by one");
     drop(sequence);
     assert_eq!(on_gpu.cache.free_pages(), 60, "every page came back");
+}
+
+#[test]
+fn dense_weights_in_8_bits_give_what_they_do_on_the_cpu() {
+    let Some(gpu) = gpu() else { return };
+    let checkpoint = Checkpoint::random(&config(), 15).unwrap();
+    let model = |dtype| GptOss::new(&checkpoint, 1).unwrap().with_dense_dtype(dtype);
+    let prompt = tokens(150, 4);
+    let on_cpu = |dtype| {
+        let (cpu, pool) =
+            (model(dtype), KvCacheConfig { dtype: KvDtype::F32, pages: 60, scales: None });
+        let mut sequence = KvCache::new(cpu.config(), &pool, &Device::Cpu).unwrap().sequence();
+        let batch = Batch::single(&sequence, &prompt, LogitRows::All);
+        let logits = cpu.forward(&batch, &mut [&mut sequence]).unwrap();
+        logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let want = on_cpu(DenseDtype::Q8);
+    let (error, _) = relative_error(&want, &on_cpu(DenseDtype::Bf16), 96);
+    assert!(error > 10.0 * RANDOM_BOUND, "8 bits change the logits by {error}");
+    let on_gpu = OnGpu::of(model(DenseDtype::Q8), &checkpoint, KvDtype::F32, 60, gpu);
+    for chunk in [150, 64, 7] {
+        let rows = on_gpu.feed(&mut on_gpu.cache.sequence(), &prompt, chunk);
+        assert_close(&rows, &want, &format!("chunks of {chunk}"));
+    }
+    let mut sequence = on_gpu.cache.sequence();
+    on_gpu.feed(&mut sequence, &prompt[..141], 141);
+    let rows = on_gpu.feed(&mut sequence, &prompt[141..], 1);
+    assert_close(&rows, &want[141 * 96..], "one by one");
+}
+
+#[test]
+fn dense_weights_in_8_bits_take_half_the_room() {
+    let Some(_) = gpu() else { return };
+    let puzzle_tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/models/puzzle-tiny");
+    let reported = |dtype| {
+        let (send, progress) = std::sync::mpsc::channel();
+        let builder = Model::builder(&puzzle_tiny).device(DeviceName::Cuda(0)).context(512);
+        let warm = move |done, total| send.send((done, total)).unwrap();
+        let model = builder.dense_dtype(dtype).warm(warm).load().unwrap();
+        (progress.into_iter().last().unwrap(), model)
+    };
+    let ((_, stored), model) = reported(DenseDtype::Bf16);
+    let ((done, total), q8) = reported(DenseDtype::Q8);
+    assert_eq!(stored, model.checkpoint().total_bytes());
+    let config = model.config();
+    let heads = config.num_attention_heads + config.num_key_value_heads;
+    let attention = config.num_hidden_layers() * 2 * config.head_dim * heads;
+    let dense = config.hidden_size * (attention + config.vocab_size);
+    assert_eq!(stored - total, dense as u64 * 30 / 32, "8.5 bits, not 16");
+    assert_eq!(done, total, "all of it is reported");
+    let request = ChatRequest::user("What is the capital of France?").date("2026-01-02");
+    let answer = q8.chat(&request.sampling(SamplingParams::greedy())).unwrap();
+    assert_eq!(answer.text(), "The capital of France is Paris.");
 }
 
 #[test]
@@ -270,9 +334,6 @@ fn what_does_not_fit_is_an_error_that_says_what_would() {
     assert!(text.starts_with("cuda:0 has ") && text.contains("2000 conversations"), "{text}");
     assert!(text.contains("; a context of ") && text.ends_with(" fits"), "{text}");
 
-    let error = builder().dense_dtype(DenseDtype::Q8).load().err().unwrap();
-    assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{error}");
-    assert!(error.to_string().contains("8 bits are for the CPU"), "{error}");
     let error = builder().device(DeviceName::Cuda(99)).load().err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Device, "{error}");
     assert!(error.to_string().starts_with("cuda:99 cannot be used: "), "{error}");

@@ -1,23 +1,52 @@
-//! Dense products: the own kernels up to 8 rows of x, cuBLAS for more.
+//! Dense products: the own kernels up to 8 rows of x and for weights in 8 bits, cuBLAS for more in bf16.
 
 use crate::common::{Rng, assert_bounded, assert_same_bits};
-use crate::device::{Gpu, device};
-use gpt_oss_puzzle::kernels::{Dense, reference};
+use crate::device::{Gpu, Input, device};
+use gpt_oss_puzzle::kernels::cuda::CudaDense;
+use gpt_oss_puzzle::kernels::{Dense, Q8_BLOCK, reference};
 use half::bf16;
 
 /// What is lost of x in two bf16 parts, 2^-17, in units of f32's epsilon.
 const PARTS: usize = 64;
 
+/// A matrix on the device.
+enum Weight {
+    Bf16(Input<bf16>),
+    Q8 { quants: Input<i8>, scales: Input<bf16> },
+}
+
+impl Weight {
+    /// Quants must be aligned, scales need not be.
+    fn new(gpu: &Gpu, w: Dense<'_>, offset: usize) -> Weight {
+        match w {
+            Dense::Bf16(w) => Weight::Bf16(gpu.input(w, offset)),
+            Dense::Q8 { quants, scales } => Weight::Q8 {
+                quants: gpu.input(quants, 16 * offset),
+                scales: gpu.input(scales, offset),
+            },
+        }
+    }
+
+    fn view(&self) -> CudaDense<'_> {
+        match self {
+            Weight::Bf16(w) => CudaDense::Bf16(w.view()),
+            Weight::Q8 { quants, scales } => {
+                CudaDense::Q8 { quants: quants.view(), scales: scales.view() }
+            }
+        }
+    }
+}
+
 fn matmul(
     gpu: &Gpu,
-    w: &[bf16],
+    w: Dense<'_>,
     x: &[f32],
     bias: Option<&[f32]>,
-    cols: usize,
+    [rows, cols]: [usize; 2],
     offset: usize,
 ) -> Vec<f32> {
-    let rows = w.len() / cols;
-    let (w, x) = (gpu.input(w, offset), gpu.input(x, offset));
+    let aligned = if matches!(w, Dense::Q8 { .. }) { 4 } else { 1 };
+    let (w, x) = (Weight::new(gpu, w, offset), gpu.input(x, aligned * offset));
     let bias = bias.map(|bias| gpu.input(bias, offset));
     gpu.guarded(x.len() / cols * rows, offset, |out| {
         let bias = bias.as_ref().map(|bias| bias.view());
@@ -25,15 +54,17 @@ fn matmul(
     })
 }
 
-fn check(gpu: &Gpu, rng: &mut Rng, t: usize, rows: usize, cols: usize, offset: usize) {
-    let (w, x, bias) = (rng.bf16s(rows * cols), rng.floats(t * cols), rng.floats(rows));
+fn check(gpu: &Gpu, rng: &mut Rng, w: Dense<'_>, t: usize, shape: [usize; 2], offset: usize) {
+    let [rows, cols] = shape;
+    let (x, bias) = (rng.floats(t * cols), rng.floats(rows));
     for bias in [None, Some(&*bias)] {
-        let want = reference::matmul(Dense::Bf16(&w), &x, bias, rows, cols);
-        let got = matmul(gpu, &w, &x, bias, cols, offset);
+        let want = reference::matmul(w, &x, bias, rows, cols);
+        let got = matmul(gpu, w, &x, bias, shape, offset);
         let n = cols + 1 + if t > 8 { PARTS } else { 0 };
-        let what = format!("T {t}, [{rows}, {cols}], offset {offset}, bias {}", bias.is_some());
+        let q8 = matches!(w, Dense::Q8 { .. });
+        let what = format!("T {t}, {shape:?}, offset {offset}, bias {}, q8 {q8}", bias.is_some());
         assert_bounded(&got, &want, 1.0, n, &what);
-        let again = matmul(gpu, &w, &x, bias, cols, offset);
+        let again = matmul(gpu, w, &x, bias, shape, offset);
         assert_same_bits(&again, &got, &format!("{what}, again"));
     }
 }
@@ -42,19 +73,76 @@ fn check(gpu: &Gpu, rng: &mut Rng, t: usize, rows: usize, cols: usize, offset: u
 fn matmul_is_bounded() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(1);
+    let mut check_bf16 = |t, rows, cols, offset| {
+        let w = rng.bf16s(rows * cols);
+        check(gpu, &mut rng, Dense::Bf16(&w), t, [rows, cols], offset);
+    };
     // Around the load of 8 columns, a warp of them (256) and a pass of the block (1024).
     for cols in [1, 7, 8, 9, 31, 64, 255, 256, 264, 1016, 1024, 1031, 1032] {
         for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (4, 3), (5, 2), (8, 9), (9, 5)] {
-            check(gpu, &mut rng, t, rows, cols, (t + cols / 8) % 3);
+            check_bf16(t, rows, cols, (t + cols / 8) % 3);
         }
     }
     // The router, and a width of the model at every number of rows that has a kernel of its own.
-    check(gpu, &mut rng, 1, 128, 2880, 0);
+    check_bf16(1, 128, 2880, 0);
     for t in [2, 4, 7, 8, 17] {
-        check(gpu, &mut rng, t, 9, 2880, 0);
-        check(gpu, &mut rng, t, 9, 4096, 1);
+        check_bf16(t, 9, 2880, 0);
+        check_bf16(t, 9, 4096, 1);
     }
-    check(gpu, &mut rng, 130, 67, 64, 0);
+    check_bf16(130, 67, 64, 0);
+}
+
+/// In 8 bits, with the rounding of what they were made from: both sides are given the same quants.
+fn check_q8(gpu: &Gpu, rng: &mut Rng, t: usize, shape: [usize; 2], offset: usize) {
+    let (quants, scales) = reference::q8_encode(&rng.bf16s(shape[0] * shape[1]));
+    check(gpu, rng, Dense::Q8 { quants: &quants, scales: &scales }, t, shape, offset);
+}
+
+#[test]
+fn few_rows_in_8_bits_are_bounded() {
+    let Some(gpu) = device() else { return };
+    let mut rng = Rng(4);
+    // Around a warp of half blocks (512 columns) and a pass of the block (2048).
+    for cols in [32, 64, 96, 480, 512, 544, 2016, 2048, 2080] {
+        for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (4, 3), (5, 2), (6, 4), (8, 9)] {
+            check_q8(gpu, &mut rng, t, [rows, cols], (t + cols / 32) % 3);
+        }
+    }
+    for t in 1..=8 {
+        check_q8(gpu, &mut rng, t, [9, 2880], 1);
+    }
+    check_q8(gpu, &mut rng, 1, [5, 4096], 0);
+}
+
+#[test]
+fn many_rows_in_8_bits_are_bounded() {
+    let Some(gpu) = device() else { return };
+    let mut rng = Rng(5);
+    // Around the 64 and 128 rows of a tile, the 16 that are multiplied at once, and the block that is
+    // fetched at a time.
+    for (t, shape) in [
+        (9, [1, 32]),
+        (9, [127, 64]),
+        (16, [128, 32]),
+        (17, [129, 96]),
+        (63, [9, 32]),
+        (64, [130, 64]),
+        (65, [7, 64]),
+        (100, [130, 96]),
+        (130, [259, 32]),
+        // Around the 8 blocks that a split has at least.
+        (9, [5, 224]),
+        (9, [5, 256]),
+        (70, [5, 288]),
+        (16, [130, 544]),
+        // A width of the model: in as many splits as there are, in some, and in one.
+        (9, [9, 2880]),
+        (16, [300, 2880]),
+        (100, [9, 4096]),
+        (130, [259, 544]),
+    ] {
+        check_q8(gpu, &mut rng, t, shape, t % 3);
+    }
 }
 
 /// Of up to 8 rows each has the bits it has alone: in every place, beside any others, aligned or not.
@@ -62,17 +150,28 @@ fn matmul_is_bounded() {
 fn few_rows_are_row_invariant() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(2);
-    for (rows, cols) in [(6, 40), (5, 77), (9, 2880)] {
+    for shape @ [rows, cols] in [[6, 40], [5, 77], [6, 64], [9, 2880]] {
         let (w, bias) = (rng.bf16s(rows * cols), rng.floats(rows));
+        let (quants, scales) = reference::q8_encode(&w);
+        let mut forms = vec![Dense::Bf16(&w)];
+        if cols.is_multiple_of(Q8_BLOCK) {
+            forms.push(Dense::Q8 { quants: &quants, scales: &scales });
+        }
         let x = rng.floats(8 * cols);
-        let alone: Vec<_> =
-            x.chunks(cols).flat_map(|x| matmul(gpu, &w, x, Some(&bias), cols, 0)).collect();
-        for t in 2..=8 {
-            for first in [0, 8 - t] {
-                let x = &x[first * cols..(first + t) * cols];
-                let got = matmul(gpu, &w, x, Some(&bias), cols, t % 2);
-                let want = &alone[first * rows..(first + t) * rows];
-                assert_same_bits(&got, want, &format!("[{rows}, {cols}], rows {first} and {t}"));
+        for w in forms {
+            let run = |x: &[f32], offset| matmul(gpu, w, x, Some(&bias), shape, offset);
+            let alone: Vec<_> = x.chunks(cols).flat_map(|x| run(x, 0)).collect();
+            for t in 2..=8 {
+                for first in [0, 8 - t] {
+                    let got = run(&x[first * cols..(first + t) * cols], t % 2);
+                    let want = &alone[first * rows..(first + t) * rows];
+                    let q8 = matches!(w, Dense::Q8 { .. });
+                    assert_same_bits(
+                        &got,
+                        want,
+                        &format!("{shape:?}, rows {first} and {t}, q8 {q8}"),
+                    );
+                }
             }
         }
     }
@@ -91,7 +190,7 @@ fn one_hot_inputs_read_every_weight() {
                 for t in 0..t {
                     x[t * cols + (column + t) % cols] = 2.0;
                 }
-                let got = matmul(gpu, &w, &x, None, cols, 0);
+                let got = matmul(gpu, Dense::Bf16(&w), &x, None, [7, cols], 0);
                 for (i, got) in got.iter().enumerate() {
                     let want = 2.0 * w[i % 7 * cols + (column + i / 7) % cols].to_f32();
                     assert_eq!(*got, want, "T {t}, column {column}, [{i}]");
@@ -101,26 +200,75 @@ fn one_hot_inputs_read_every_weight() {
     }
 }
 
+/// The same in 8 bits: all 256 quants in every column, exactly, with scales of any magnitude.
+#[test]
+fn one_hot_inputs_read_every_quant_exactly() {
+    let Some(gpu) = device() else { return };
+    let shape @ [rows, cols] = [256, 64];
+    let quants: Vec<i8> = (0..rows * cols).map(|i| (i / cols + 7 * (i % cols)) as i8).collect();
+    // Zero, the smallest, subnormal and normal, all bits of the mantissa, the largest that few rows take.
+    let bits = [0x0000, 0x0001, 0x0055, 0x0080, 0x3bff, 0x3c01, 0x3f80, 0x77ff];
+    let scales: Vec<_> =
+        (0..rows * cols / Q8_BLOCK).map(|i| bf16::from_bits(bits[i / 3 % 8])).collect();
+    let w = Dense::Q8 { quants: &quants, scales: &scales };
+    for (t, first) in
+        (0..64).step_by(8).map(|first| (8, first)).chain([(1, 5), (2, 31), (4, 60), (64, 0)])
+    {
+        let mut x = vec![0.0; t * cols];
+        for t in 0..t {
+            x[t * cols + first + t] = 2.0;
+        }
+        let got = matmul(gpu, w, &x, None, shape, 0);
+        for (i, got) in got.iter().enumerate() {
+            let at = i % rows * cols + first + i / rows;
+            let (quant, scale) = (quants[at], scales[at / Q8_BLOCK]);
+            let want = 2.0 * f32::from(quant) * scale.to_f32();
+            assert_eq!(*got, want, "T {t}, column {}: {quant} · {scale:e}", first + i / rows);
+        }
+    }
+}
+
 /// Values that two bf16 hold only with care: the largest f32, infinity, NaN, and what rounds up.
 #[test]
 fn extremes_pass_through_both_ways() {
     let Some(gpu) = device() else { return };
-    let w = vec![bf16::from_f32(2f32.powi(-30)); 32];
-    for t in [1, 9] {
-        for value in [f32::MAX, -f32::MAX, 3.394e38, 1.0 + f32::EPSILON, f32::MIN_POSITIVE] {
+    let small = bf16::from_f32(2f32.powi(-30));
+    let forms = [Dense::Bf16(&[small; 32]), Dense::Q8 { quants: &[127; 32], scales: &[small] }];
+    for (w, t) in forms.into_iter().flat_map(|w| [(w, 1), (w, 9)]) {
+        // Tiles sum a block before they apply its scale, and 32 · 127 times this is a number.
+        let most = match w {
+            Dense::Q8 { .. } if t > 8 => 1.99 * 2f32.powi(115),
+            _ => f32::MAX,
+        };
+        for value in [most, -most, most / 1.003, 1.0 + f32::EPSILON, f32::MIN_POSITIVE] {
             let mut x = vec![0.0; t * 32];
-            x[(t - 1) * 32 + 5] = value;
-            let want = reference::matmul(Dense::Bf16(&w), &x, None, 1, 32);
-            let got = matmul(gpu, &w, &x, None, 32, 0);
+            x[(t - 1) * 32..].fill(value);
+            let want = reference::matmul(w, &x, None, 1, 32);
+            let got = matmul(gpu, w, &x, None, [1, 32], 0);
             assert_bounded(&got, &want, 1.0, 33 + PARTS, &format!("T {t}, {value}"));
         }
         for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             let mut x = vec![0.0; t * 32];
             x[(t - 1) * 32 + 5] = value;
-            let got = matmul(gpu, &w, &x, None, 32, 0);
+            let got = matmul(gpu, w, &x, None, [1, 32], 0);
             assert!(got[..t - 1].iter().all(|y| *y == 0.0), "T {t}: other rows: {got:?}");
             let same = got[t - 1] == value || (got[t - 1].is_nan() && value.is_nan());
             assert!(same, "T {t}, {value}: {}", got[t - 1]);
+        }
+    }
+}
+
+/// A scale that is no number makes the outputs of its row NaN, and no others.
+#[test]
+fn what_is_no_number_is_not_hidden() {
+    let Some(gpu) = device() else { return };
+    let (mut rng, mut scales) = (Rng(6), [bf16::ONE; 6]);
+    scales[3] = bf16::NAN;
+    for t in [1, 9] {
+        let w = Dense::Q8 { quants: &[3; 192], scales: &scales };
+        let got = matmul(gpu, w, &rng.floats(t * 64), None, [3, 64], 0);
+        for (i, y) in got.iter().enumerate() {
+            assert_eq!(y.is_nan(), i % 3 == 1, "T {t} [{i}]: {y}");
         }
     }
 }
@@ -132,5 +280,26 @@ fn a_shape_that_wraps_around_is_refused() {
         panic!("an array of shape [9223372036854775809, 2] overflows")
     };
     let (w, x) = (gpu.input(&[bf16::ZERO; 2], 0), gpu.input(&[0.0; 4], 0));
-    gpu.guarded(2, 0, |out| gpu.cuda.matmul(out, &w.view(), &x.view(), None, (1 << 63) + 1, 2));
+    let w = CudaDense::Bf16(w.view());
+    gpu.guarded(2, 0, |out| gpu.cuda.matmul(out, &w, &x.view(), None, (1 << 63) + 1, 2));
+}
+
+#[test]
+#[should_panic(expected = "quants or x not aligned")]
+fn quants_that_cannot_be_loaded_whole_are_refused() {
+    let Some(gpu) = device() else { panic!("quants or x not aligned") };
+    let (quants, scales) = (gpu.input(&[1; 32], 8), gpu.input(&[bf16::ONE], 0));
+    let w = CudaDense::Q8 { quants: quants.view(), scales: scales.view() };
+    let x = gpu.input(&[0.0; 32], 0);
+    gpu.guarded(1, 0, |out| gpu.cuda.matmul(out, &w, &x.view(), None, 1, 32));
+}
+
+#[test]
+#[should_panic(expected = "cols is 48, no multiple of 32")]
+fn rows_that_are_no_whole_blocks_are_refused() {
+    let Some(gpu) = device() else { panic!("cols is 48, no multiple of 32") };
+    let (quants, scales) = (gpu.input(&[1; 96], 0), gpu.input(&[bf16::ONE; 3], 0));
+    let w = CudaDense::Q8 { quants: quants.view(), scales: scales.view() };
+    let x = gpu.input(&[0.0; 48], 0);
+    gpu.guarded(2, 0, |out| gpu.cuda.matmul(out, &w, &x.view(), None, 2, 48));
 }

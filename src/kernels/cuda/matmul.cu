@@ -9,13 +9,10 @@
 //
 // Sums are f32 and in one order for every number of tokens and every position among them: a row of
 // the result depends on its row of x alone, bit for bit.
-#include "products.cuh"
+#include "matmul.cuh"
 
 namespace {
 
-constexpr int COLUMN_THREADS = 128;
-constexpr int WARPS = COLUMN_THREADS / 32;
-constexpr int ROWS = 4;
 constexpr int CHUNK = 8;
 
 // Columns [0, left) of 8 that begin at `w`; the others are 0. WIDE: all 8 exist and are aligned.
@@ -81,25 +78,14 @@ __device__ void accumulate(float (&sum)[ROWS * TOKENS], const uint16_t *weight, 
 template <int TOKENS>
 __device__ void matmul(float (&partial)[WARPS][ROWS * TOKENS], float *out, const uint16_t *weight,
                        const float *x, const float *bias, int tokens, int rows, int cols) {
-    constexpr int SUMS = ROWS * TOKENS;
     const int first_row = blockIdx.x * ROWS;
-    float sum[SUMS] = {};
+    float sum[ROWS * TOKENS] = {};
     const bool wide = cols % CHUNK == 0 && aligned16(weight) && aligned16(x);
     if (wide)
         accumulate<TOKENS, true>(sum, weight, x, first_row, tokens, rows, cols);
     else
         accumulate<TOKENS, false>(sum, weight, x, first_row, tokens, rows, cols);
-
-    const int lane = threadIdx.x % 32;
-    const float total = warp_sums(sum);
-    if (lane % (32 / SUMS) == 0) partial[threadIdx.x / 32][lane / (32 / SUMS)] = total;
-    __syncthreads();
-    const int row = first_row + int(threadIdx.x) / TOKENS, token = threadIdx.x % TOKENS;
-    if (threadIdx.x < SUMS && row < rows && token < tokens) {
-        float y = bias ? bias[row] : 0.0f;
-        for (int warp = 0; warp < WARPS; warp++) y += partial[warp][threadIdx.x];
-        out[size_t(token) * rows + row] = y;
-    }
+    write_sums<TOKENS>(partial, sum, out, bias, tokens, rows);
 }
 
 }  // namespace

@@ -1,72 +1,118 @@
-//! Dense products: matmul.cu for few rows, cuBLAS for more.
+//! Dense products: matmul.cu and matmul_q8.cu for few rows; for more, cuBLAS with bf16 weights and
+//! matmul_q8.cu with those in 8 bits.
 
 use super::cudarc::cublas::{result::gemm_ex, sys};
 use super::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut, PushKernelArg};
 use super::{Cuda, CudaError, THREADS, blocks, int};
-use crate::kernels::elements;
+use crate::kernels::{Q8_BLOCK, elements};
 use half::bf16;
 
-/// Rows of x that matmul.cu takes at once: `MATMUL(8)` is the largest.
+/// Rows of x that the kernels for few take at once: `MATMUL(8)` is the largest.
 const FEW: usize = 8;
 
-/// Rows of the weight per block: `ROWS` in matmul.cu.
+/// Rows of the weight per block: `ROWS` in matmul.cuh.
 const ROWS: usize = 4;
 
-/// Threads per block: `COLUMN_THREADS` in matmul.cu.
+/// Threads per block: `COLUMN_THREADS` in matmul.cuh.
 const COLUMN_THREADS: usize = 128;
+
+/// Most columns that a thread reads at once: `HALF` in matmul_q8.cu.
+const MOST_AT_ONCE: usize = 16;
+
+/// A dense matrix `[rows, cols]` on the device, see [`Dense`](crate::kernels::Dense).
+#[derive(Debug)]
+pub enum CudaDense<'a> {
+    /// As stored in checkpoints.
+    Bf16(CudaView<'a, bf16>),
+    /// In 8 bits.
+    Q8 {
+        /// `rows · cols` values, from an address that is a multiple of 16.
+        quants: CudaView<'a, i8>,
+        /// `rows · cols / 32` scales.
+        scales: CudaView<'a, bf16>,
+    },
+}
 
 impl Cuda {
     /// `out[t,o] = bias[o] + Σ_i weight[o,i]·x[t,i]` with `weight: [rows, cols]`, `x: [T, cols]`,
     /// `bias: [rows]`, `out: [T, rows]`.
     ///
-    /// Of up to 8 rows of x each is row-invariant; more go to cuBLAS, whose order of summation is its own
-    /// and may change with T. There x is taken apart into two bf16, which leaves 2^-17 of it out.
+    /// Of up to 8 rows of x each is row-invariant. More go through tensor cores (those of cuBLAS with bf16
+    /// weights), where the order of summation may change with T and x is taken apart into two bf16, which
+    /// leaves 2^-17 of it out.
+    ///
+    /// In 8 bits every weight is exact: quant times scale, not rounded to bf16. Scales from 2^113 on (with
+    /// up to 8 rows) and values of x from 2^116 on (with more) may overflow in between.
     ///
     /// # Panics
     ///
-    /// When `cols` is 0, or a length is not what the shapes say.
+    /// When `cols` is 0 or (in 8 bits) no multiple of 32, a length is not what the shapes say, or (in
+    /// 8 bits) x or the quants do not begin at a multiple of 16 bytes.
     pub fn matmul(
         &self,
         out: &mut CudaViewMut<'_, f32>,
-        weight: &CudaView<'_, bf16>,
+        weight: &CudaDense<'_>,
         x: &CudaView<'_, f32>,
         bias: Option<&CudaView<'_, f32>>,
         rows: usize,
         cols: usize,
     ) -> Result<(), CudaError> {
         assert!(cols > 0 && x.len().is_multiple_of(cols), "x");
-        let t = x.len() / cols;
-        assert_eq!(weight.len(), elements([rows, cols]), "weight");
+        let (t, n) = (x.len() / cols, elements([rows, cols]));
+        match weight {
+            CudaDense::Bf16(weight) => assert_eq!(weight.len(), n, "weight"),
+            CudaDense::Q8 { quants, scales } => {
+                assert!(cols.is_multiple_of(Q8_BLOCK), "cols is {cols}, no multiple of 32");
+                let lengths = (quants.len(), scales.len());
+                assert_eq!(lengths, (n, n / Q8_BLOCK), "quants, scales");
+                let stream = self.stream();
+                let addresses = [quants.device_ptr(stream).0, x.device_ptr(stream).0];
+                assert!(addresses.iter().all(|a| a.is_multiple_of(16)), "quants or x not aligned");
+            }
+        }
         assert_eq!(out.len(), elements([t, rows]), "out");
         assert!(bias.is_none_or(|b| b.len() == rows), "bias");
-        match t * rows {
-            0 => Ok(()),
+        match weight {
+            _ if t * rows == 0 => Ok(()),
             _ if t <= FEW => self.matmul_few(out, weight, x, bias, rows, cols),
-            _ => self.matmul_many(out, weight, x, bias, rows, cols),
+            CudaDense::Bf16(weight) => self.matmul_many(out, weight, x, bias, rows, cols),
+            CudaDense::Q8 { quants, scales } => {
+                self.matmul_q8_many(out, quants, scales, x, bias, rows, cols)
+            }
         }
     }
 
     fn matmul_few(
         &self,
         out: &mut CudaViewMut<'_, f32>,
-        weight: &CudaView<'_, bf16>,
+        weight: &CudaDense<'_>,
         x: &CudaView<'_, f32>,
         bias: Option<&CudaView<'_, f32>>,
         rows: usize,
         cols: usize,
     ) -> Result<(), CudaError> {
         let t = x.len() / cols;
+        let q8 = matches!(weight, CudaDense::Q8 { .. });
         let kernel = self.kernel(match t {
+            1 if q8 => "matmul_q8_1",
+            2 if q8 => "matmul_q8_2",
+            3..=4 if q8 => "matmul_q8_4",
+            _ if q8 => "matmul_q8_8",
             1 => "matmul_1",
             2 => "matmul_2",
             3..=4 => "matmul_4",
             _ => "matmul_8",
         })?;
         // Within x and within the rows of a block, offsets are 32 bits wide.
-        int(FEW * cols + COLUMN_THREADS * 8);
+        int(FEW * cols + COLUMN_THREADS * MOST_AT_ONCE);
         let (tokens, o, i, none) = (int(t), int(rows), int(cols), 0u64);
         let mut call = kernel.call();
-        call.arg(out).arg(weight).arg(x);
+        call.arg(out);
+        match weight {
+            CudaDense::Bf16(weight) => call.arg(weight),
+            CudaDense::Q8 { quants, scales } => call.arg(quants).arg(scales),
+        };
+        call.arg(x);
         match bias {
             Some(bias) => call.arg(bias),
             None => call.arg(&none),
@@ -74,7 +120,7 @@ impl Cuda {
         call.arg(&tokens).arg(&o).arg(&i);
         let blocks = rows.div_ceil(ROWS);
         // SAFETY: rows and tokens behind the last are read as the last and not written; columns end at
-        // `cols`. The lengths hold the rest, and bias is `rows` long or null.
+        // `cols`. The lengths hold the rest, bias is `rows` long or null, and wide loads are aligned.
         unsafe { kernel.launch(call, [blocks, 1, 1], COLUMN_THREADS) }
     }
 

@@ -16,14 +16,17 @@ mod attention;
 mod cache;
 mod embedding;
 mod matmul;
+mod matmul_q8;
 mod memory;
 mod moe;
 mod moe_grouped;
 mod rms_norm;
 mod sample;
+mod tile;
 mod topk;
 
 pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
+pub use matmul::CudaDense;
 pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
 pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};

@@ -7,9 +7,6 @@
 #pragma once
 #include "products.cuh"
 
-// Most pairs in a tile of moe_grouped.cu.
-constexpr int PAIRS = 64;
-
 // What fp4x2_to_f32 lacks.
 constexpr float FP4_UNIT = 16384.0f;
 

@@ -1,18 +1,10 @@
 //! Routed experts for many tokens: moe_sort.cu and moe_grouped.cu.
 
 use super::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, PushKernelArg};
+use super::tile::{TILE_COLUMNS, TILE_ROWS, TILE_THREADS};
 use super::{Cuda, CudaError, THREADS, blocks, int, uint};
 use crate::kernels::{ExpertShape, SwigluParams};
 use half::bf16;
-
-/// Most pairs of a tile: `PAIRS` in moe.cuh.
-const PAIRS: usize = 64;
-
-/// Rows of a matrix in a tile: `COLUMNS` in moe_grouped.cu.
-const COLUMNS: usize = 128;
-
-/// Threads of a tile: `TILE_THREADS` in moe_grouped.cu.
-const TILE_THREADS: usize = 128;
 
 /// Threads that sort: `SORT_THREADS` in moe_sort.cu.
 const SORT_THREADS: usize = 512;
@@ -33,7 +25,7 @@ impl Cuda {
         // Indices that name no expert are one more.
         let (pairs, groups) = (indices.len(), experts + 1);
         // Whole tiles, and one that is not whole per expert that has pairs.
-        let count = pairs / PAIRS + groups.min(pairs);
+        let count = pairs / TILE_ROWS + groups.min(pairs);
         let mut order = self.scratch::<u32>(pairs)?;
         let mut offsets = self.scratch::<u32>(groups + 1)?;
         let mut tiles = self.scratch::<u32>(4 * count)?;
@@ -51,18 +43,6 @@ impl Cuda {
         // distribution of `pairs` pairs.
         unsafe { kernel.launch(call, [1, 1, 1], 32) }?;
         Ok(Tiles { order, tiles, count })
-    }
-
-    /// x as two bf16 in the order the tensor cores take it: a word per value.
-    fn parts(&self, x: &CudaView<'_, f32>, cols: usize) -> Result<CudaSlice<u32>, CudaError> {
-        let mut parts = self.scratch::<u32>(x.len())?;
-        let (c, eights) = (int(cols), (x.len() / 8) as u64);
-        let kernel = self.kernel("moe_split")?;
-        let mut call = kernel.call();
-        call.arg(&mut parts).arg(x).arg(&c).arg(&eights);
-        // SAFETY: cols is a multiple of 32; every eight of x become eight words of their row.
-        unsafe { kernel.launch(call, blocks(x.len() / 8), THREADS) }?;
-        Ok(parts)
     }
 
     /// See [`Cuda::moe_gate_up`], which checked the arguments. `w`: blocks and scales.
@@ -85,7 +65,7 @@ impl Cuda {
         let mut call = kernel.call();
         call.arg(out).arg(w[0]).arg(w[1]).arg(bias).arg(&parts).arg(&order).arg(&tiles);
         call.arg(&e).arg(&r).arg(&c).arg(&j).arg(&swiglu.alpha).arg(&swiglu.limit);
-        let grid = [shape.rows.div_ceil(COLUMNS), count, 1];
+        let grid = [shape.rows.div_ceil(TILE_COLUMNS), count, 1];
         // SAFETY: tiles name pairs below T·k, their tokens and experts below E; rows and columns end at
         // the shape's. The lengths hold them, and wide loads are aligned.
         unsafe { kernel.launch(call, grid, TILE_THREADS) }
@@ -112,7 +92,7 @@ impl Cuda {
         let mut call = kernel.call();
         call.arg(&mut y).arg(w[0]).arg(w[1]).arg(bias).arg(&parts).arg(&order).arg(&tiles);
         call.arg(&e).arg(&r).arg(&c);
-        let grid = [shape.rows.div_ceil(COLUMNS), count, 1];
+        let grid = [shape.rows.div_ceil(TILE_COLUMNS), count, 1];
         // SAFETY: as above; y has a row for every pair, and every pair is in one tile.
         unsafe { kernel.launch(call, grid, TILE_THREADS) }?;
         let n = out.len() as u64;

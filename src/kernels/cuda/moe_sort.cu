@@ -1,6 +1,6 @@
 // What surrounds the products of moe_grouped.cu: (token, expert) pairs sorted by expert on the
-// device, activations in two parts, and the weighted sum of a token's experts.
-#include "moe.cuh"
+// device, and the weighted sum of a token's experts.
+#include "tile.cuh"
 
 namespace {
 
@@ -51,8 +51,8 @@ extern "C" __global__ void __launch_bounds__(SORT_THREADS)
     }
 }
 
-// tiles[i] = (expert, first place in `order`, pairs, 0), at most PAIRS pairs each; the rest of
-// `count` tiles has no pairs. One warp.
+// tiles[i] = (expert, first place in `order`, pairs, 0), at most TILE_ROWS pairs each; the rest
+// of `count` tiles has no pairs. One warp.
 extern "C" __global__ void moe_tiles(uint4 *__restrict__ tiles,
                                      const uint32_t *__restrict__ offsets, uint32_t experts,
                                      uint32_t count) {
@@ -62,7 +62,7 @@ extern "C" __global__ void moe_tiles(uint4 *__restrict__ tiles,
         const uint32_t expert = begin + lane;
         const uint32_t first = expert < experts ? offsets[expert] : 0;
         const uint32_t pairs = expert < experts ? offsets[expert + 1] - first : 0;
-        const uint32_t mine = (pairs + PAIRS - 1) / PAIRS;
+        const uint32_t mine = (pairs + TILE_ROWS - 1) / TILE_ROWS;
         uint32_t up_to = mine;  // tiles of this lane and the lower ones
         for (uint32_t by = 1; by < 32; by *= 2) {
             const uint32_t lower = __shfl_up_sync(ALL_LANES, up_to, by);
@@ -70,32 +70,11 @@ extern "C" __global__ void moe_tiles(uint4 *__restrict__ tiles,
         }
         for (uint32_t i = 0; i < mine; i++)
             tiles[next + up_to - mine + i] =
-                make_uint4(expert, first + i * PAIRS, min(pairs - i * PAIRS, uint32_t(PAIRS)), 0);
+                make_uint4(expert, first + i * TILE_ROWS,
+                           min(pairs - i * TILE_ROWS, uint32_t(TILE_ROWS)), 0);
         next += __shfl_sync(ALL_LANES, up_to, 31);
     }
     for (uint32_t i = next + lane; i < count; i += 32) tiles[i] = make_uint4(0, 0, 0, 0);
-}
-
-// parts[row] = hi of x[row], then lo, each in the order 0 4 1 5 2 6 3 7 of every eight features. A
-// thread per eight features.
-extern "C" __global__ void moe_split(uint4 *__restrict__ parts, const float4 *__restrict__ x,
-                                     int cols, uint64_t eights) {
-    const int width = cols / 8;
-    for (uint64_t i = blockIdx.x * uint64_t(blockDim.x) + threadIdx.x; i < eights;
-         i += uint64_t(gridDim.x) * blockDim.x) {
-        const float4 low = x[2 * i], high = x[2 * i + 1];
-        const float v[8] = {low.x, high.x, low.y, high.y, low.z, high.z, low.w, high.w};
-        uint32_t hi[4], lo[4];
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            const Bf16Parts a = split_bf16(v[2 * j]), b = split_bf16(v[2 * j + 1]);
-            hi[j] = uint32_t(a.hi) | uint32_t(b.hi) << 16;
-            lo[j] = uint32_t(a.lo) | uint32_t(b.lo) << 16;
-        }
-        uint4 *to = parts + i / width * (2 * width) + i % width;
-        to[0] = make_uint4(hi[0], hi[1], hi[2], hi[3]);
-        to[width] = make_uint4(lo[0], lo[1], lo[2], lo[3]);
-    }
 }
 
 // out[t,:] = Σ_j weights[t,j] · y[t·k + j,:], j in order.

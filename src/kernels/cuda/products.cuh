@@ -29,8 +29,10 @@ template <int N> __device__ __forceinline__ float warp_sums(float (&v)[N]) {
             continue;
         }
         const bool upper = lane & by;
+        // A number of turns that the compiler knows, or it leaves a loop over memory.
 #pragma unroll
-        for (int i = 0; i < n; i++) {
+        for (int i = 0; i < N / 2; i++) {
+            if (i >= n) break;
             const float kept = upper ? v[i + n] : v[i], given = upper ? v[i] : v[i + n];
             v[i] = kept + __shfl_xor_sync(ALL_LANES, given, by);
         }
