@@ -7,7 +7,7 @@ use crate::kernels::elements;
 use half::bf16;
 
 /// Rows of x that matmul.cu takes at once: `MATMUL(8)` is the largest.
-const FEW: usize = 8;
+pub const FEW_ROWS: usize = 8;
 
 /// Rows of the weight per block: `ROWS` in matmul.cu.
 const ROWS: usize = 4;
@@ -41,7 +41,7 @@ impl Cuda {
         assert!(bias.is_none_or(|b| b.len() == rows), "bias");
         match t * rows {
             0 => Ok(()),
-            _ if t <= FEW => self.matmul_few(out, weight, x, bias, rows, cols),
+            _ if t <= FEW_ROWS => self.matmul_few(out, weight, x, bias, rows, cols),
             _ => self.matmul_many(out, weight, x, bias, rows, cols),
         }
     }
@@ -63,7 +63,7 @@ impl Cuda {
             _ => "matmul_8",
         })?;
         // Within x and within the rows of a block, offsets are 32 bits wide.
-        int(FEW * cols + COLUMN_THREADS * 8);
+        int(FEW_ROWS * cols + COLUMN_THREADS * 8);
         let (tokens, o, i, none) = (int(t), int(rows), int(cols), 0u64);
         let mut call = kernel.call();
         call.arg(out).arg(weight).arg(x);
