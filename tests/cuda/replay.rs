@@ -8,9 +8,11 @@ use gpt_oss_puzzle::weights::{Checkpoint, KvScales};
 use gpt_oss_puzzle::{BlockConfig, ModelConfig};
 use std::io::Write;
 
+fn block(num_local_experts: usize, sliding_window: Option<usize>) -> BlockConfig {
+    BlockConfig { num_local_experts, sliding_window }
+}
+
 fn config() -> ModelConfig {
-    let block =
-        |num_local_experts, sliding_window| BlockConfig { num_local_experts, sliding_window };
     let mut config = ModelConfig::puzzle_88b();
     config.vocab_size = 96;
     config.hidden_size = 64;
@@ -23,15 +25,15 @@ fn config() -> ModelConfig {
 }
 
 /// The same weights twice: replaying, and not.
-fn models(gpu: &Device, seed: u64) -> [GptOss; 2] {
-    let checkpoint = Checkpoint::random(&config(), seed).unwrap();
+fn models(config: &ModelConfig, gpu: &Device, seed: u64) -> [GptOss; 2] {
+    let checkpoint = Checkpoint::random(config, seed).unwrap();
     let model = || GptOss::new(&checkpoint, 1).unwrap().on_device(gpu, |_| {}).unwrap();
     [model(), model().without_replay()]
 }
 
-fn cache(gpu: &Device, dtype: KvDtype, pages: usize) -> KvCache {
-    let scales = Some(vec![KvScales { k: 0.011, v: 0.013 }; 2]);
-    KvCache::new(&config(), &KvCacheConfig { dtype, pages, scales }, gpu).unwrap()
+fn cache(config: &ModelConfig, gpu: &Device, dtype: KvDtype, pages: usize) -> KvCache {
+    let scales = Some(vec![KvScales { k: 0.011, v: 0.013 }; config.num_hidden_layers()]);
+    KvCache::new(config, &KvCacheConfig { dtype, pages, scales }, gpu).unwrap()
 }
 
 fn step(model: &GptOss, batch: &Batch, sequences: &mut [&mut Sequence]) -> Vec<u32> {
@@ -53,10 +55,10 @@ fn feed(model: &GptOss, sequence: &mut Sequence, tokens: &[u32], chunk: usize) -
 #[test]
 fn replayed_steps_give_the_same_bits() {
     let Some(gpu) = gpu() else { return };
-    let [replaying, plain] = models(gpu, 1);
+    let [replaying, plain] = models(&config(), gpu, 1);
     for (cases, dtype) in [KvDtype::F32, KvDtype::Bf16, KvDtype::Fp8].into_iter().enumerate() {
         let run = |model: &GptOss| {
-            let mut sequence = cache(gpu, dtype, 20).sequence();
+            let mut sequence = cache(&config(), gpu, dtype, 20).sequence();
             feed(model, &mut sequence, &tokens(60, 1), 60);
             feed(model, &mut sequence, &tokens(10, 2), 1)
         };
@@ -67,13 +69,35 @@ fn replayed_steps_give_the_same_bits() {
     assert_eq!(plain.replayed_steps(), 0);
 }
 
+/// What a step gave stays when the next one is computed.
+#[test]
+fn logits_are_their_own() {
+    let Some(gpu) = gpu() else { return };
+    let [replaying, _] = models(&config(), gpu, 8);
+    let mut sequence = cache(&config(), gpu, KvDtype::Bf16, 20).sequence();
+    let mut kept = Vec::new();
+    for token in tokens(5, 1) {
+        let batch = Batch::single(&sequence, &[token], LogitRows::Last);
+        let logits = replaying.forward(&batch, &mut [&mut sequence]).unwrap();
+        let values = logits.to_vec2::<f32>().unwrap();
+        kept.push((logits, values));
+    }
+    for (step, (logits, values)) in kept.into_iter().enumerate() {
+        assert!(logits.to_vec2::<f32>().unwrap() == values, "step {step}");
+    }
+}
+
 /// Attention is prepared for a number of positions, beyond which another recording takes over.
 #[test]
 fn a_text_outgrows_its_recording() {
     let Some(gpu) = gpu() else { return };
-    let [replaying, plain] = models(gpu, 2);
+    // Small, because the emulator has to go through a thousand positions first.
+    let mut small = config();
+    small.head_dim = 16;
+    small.block_configs = vec![block(4, None)];
+    let [replaying, plain] = models(&small, gpu, 2);
     let run = |model: &GptOss| {
-        let mut sequence = cache(gpu, KvDtype::Bf16, 40).sequence();
+        let mut sequence = cache(&small, gpu, KvDtype::Bf16, 20).sequence();
         feed(model, &mut sequence, &tokens(1019, 1), 1019);
         feed(model, &mut sequence, &tokens(10, 2), 1)
     };
@@ -86,9 +110,9 @@ fn a_text_outgrows_its_recording() {
 #[test]
 fn a_recording_is_of_no_sequence() {
     let Some(gpu) = gpu() else { return };
-    let [replaying, plain] = models(gpu, 3);
+    let [replaying, plain] = models(&config(), gpu, 3);
     let run = |model: &GptOss| {
-        let cache = cache(gpu, KvDtype::Bf16, 60);
+        let cache = cache(&config(), gpu, KvDtype::Bf16, 60);
         let mut sequences = [(); 4].map(|()| cache.sequence());
         for (seed, sequence) in (0..).zip(&mut sequences) {
             feed(model, sequence, &tokens(30 + 20 * seed, seed as u32), 100);
@@ -128,8 +152,9 @@ fn a_recording_is_of_no_sequence() {
 #[test]
 fn a_recording_belongs_to_one_cache() {
     let Some(gpu) = gpu() else { return };
-    let [replaying, plain] = models(gpu, 4);
-    let caches = [cache(gpu, KvDtype::Bf16, 20), cache(gpu, KvDtype::Fp8, 20)];
+    let [replaying, plain] = models(&config(), gpu, 4);
+    let caches =
+        [cache(&config(), gpu, KvDtype::Bf16, 20), cache(&config(), gpu, KvDtype::Fp8, 20)];
     let run = |model: &GptOss| {
         let mut all = Vec::new();
         let mut sequences = [0, 1].map(|c| caches[c].sequence());
@@ -139,7 +164,12 @@ fn a_recording_belongs_to_one_cache() {
             }
         }
         for dtype in [KvDtype::Bf16, KvDtype::Fp8, KvDtype::Bf16] {
-            all.extend(feed(model, &mut cache(gpu, dtype, 20).sequence(), &tokens(4, 2), 1));
+            all.extend(feed(
+                model,
+                &mut cache(&config(), gpu, dtype, 20).sequence(),
+                &tokens(4, 2),
+                1,
+            ));
         }
         all
     };
@@ -150,13 +180,13 @@ fn a_recording_belongs_to_one_cache() {
 #[test]
 fn threads_replay_one_after_another() {
     let Some(gpu) = gpu() else { return };
-    let [replaying, plain] = models(gpu, 5);
+    let [replaying, plain] = models(&config(), gpu, 5);
     let run = |model: &GptOss, cache: &KvCache, seed: u32| {
         let mut sequence = cache.sequence();
         feed(model, &mut sequence, &tokens(20, seed), 20);
         feed(model, &mut sequence, &tokens(12, 10 + seed), 1)
     };
-    let cache = cache(gpu, KvDtype::Bf16, 40);
+    let cache = cache(&config(), gpu, KvDtype::Bf16, 40);
     let alone: Vec<_> = (0..3).map(|seed| run(&plain, &cache, seed)).collect();
     std::thread::scope(|scope| {
         for (seed, want) in (0..).zip(&alone) {
@@ -173,7 +203,7 @@ fn threads_replay_one_after_another() {
 #[test]
 fn without_recording_steps_are_computed_one_by_one() {
     let Some(gpu) = gpu() else { return };
-    let [replaying, plain] = models(gpu, 6);
+    let [replaying, plain] = models(&config(), gpu, 6);
     if !plain.kernels().contains("CUDA emulator") {
         let line = b"NOT TESTED: this driver can record\n";
         return std::io::stderr().write_all(line).unwrap();
@@ -185,7 +215,7 @@ fn without_recording_steps_are_computed_one_by_one() {
         return assert!(status.unwrap().success());
     }
     let run = |model: &GptOss| {
-        feed(model, &mut cache(gpu, KvDtype::Bf16, 10).sequence(), &tokens(5, 1), 1)
+        feed(model, &mut cache(&config(), gpu, KvDtype::Bf16, 10).sequence(), &tokens(5, 1), 1)
     };
     assert!(run(&replaying) == run(&plain));
     assert_eq!(replaying.replayed_steps(), 0);
@@ -195,8 +225,8 @@ fn without_recording_steps_are_computed_one_by_one() {
 #[test]
 fn a_recording_outlives_a_full_cache() {
     let Some(gpu) = gpu() else { return };
-    let [replaying, _] = models(gpu, 7);
-    let cache = cache(gpu, KvDtype::Bf16, 2);
+    let [replaying, _] = models(&config(), gpu, 7);
+    let cache = cache(&config(), gpu, KvDtype::Bf16, 2);
     let mut sequence = cache.sequence();
     let want = feed(&replaying, &mut sequence, &tokens(64, 1), 1);
     let batch = Batch::single(&sequence, &[1], LogitRows::All);
