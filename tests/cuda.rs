@@ -34,6 +34,7 @@ mod cuda {
     mod graph;
     mod matmul;
     mod moe;
+    mod replay;
     mod rms_norm;
     mod sample;
     mod topk;

@@ -34,8 +34,13 @@ const ROOT: &[(&str, &str)] = &[
     ("RopeConfig", "config"),
 ];
 
-const MAY_BE_UNSAFE: &[&str] =
-    &["src/kernels/cpu", "src/kernels/cuda", "src/ops/cuda.rs", "src/weights/safetensors.rs"];
+const MAY_BE_UNSAFE: &[&str] = &[
+    "src/kernels/cpu",
+    "src/kernels/cuda",
+    "src/model/replay.rs",
+    "src/ops/cuda.rs",
+    "src/weights/safetensors.rs",
+];
 
 /// The one line of kernels that names candle: cudarc comes from there, so that its versions agree.
 const CUDARC: (&str, &str) =

@@ -4,7 +4,7 @@
 #[path = "common/batches.rs"]
 mod batches;
 
-use batches::interleave;
+use batches::{interleave, tokens};
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, KvScales};
@@ -68,11 +68,6 @@ impl Fixture {
         assert!(rows.iter().flatten().all(|v| v.is_finite()), "logits are not finite");
         rows.iter().map(|r| r.iter().map(|v| v.to_bits()).collect()).collect()
     }
-}
-
-fn tokens(count: usize, seed: u32) -> Vec<u32> {
-    let scramble = |i: u32| (i + 1000 * seed).wrapping_mul(2_654_435_761) >> 8;
-    (0..count as u32).map(|i| scramble(i) % 96).collect()
 }
 
 #[test]

@@ -15,5 +15,7 @@ mod pool;
 mod sequence;
 
 pub use crate::kernels::PAGE_TOKENS;
+#[cfg(feature = "cuda")]
+pub(crate) use pool::CacheIdentity;
 pub use pool::{KvCache, KvCacheConfig, KvDtype};
 pub use sequence::Sequence;

@@ -57,6 +57,26 @@ pub struct KvCacheConfig {
 #[derive(Clone, Debug)]
 pub struct KvCache(Arc<Pool>);
 
+/// See [`KvCache::identity`]. Keeps no pages.
+#[cfg(feature = "cuda")]
+#[derive(Clone)]
+pub(crate) struct CacheIdentity(std::sync::Weak<Pool>);
+
+#[cfg(feature = "cuda")]
+impl PartialEq for CacheIdentity {
+    fn eq(&self, other: &CacheIdentity) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl CacheIdentity {
+    /// Whether the pool is still there.
+    pub(crate) fn exists(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
 #[derive(Debug)]
 struct Pool {
     /// `[pages, words per page]` of 32-bit words: zeroed words come untouched from the operating
@@ -192,6 +212,12 @@ impl KvCache {
 
     pub(crate) fn same_pool(&self, other: &KvCache) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// What tells this pool from every other, also from one that takes its place in memory.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn identity(&self) -> CacheIdentity {
+        CacheIdentity(Arc::downgrade(&self.0))
     }
 
     /// `count` pages, each held once: all of them or none.

@@ -59,12 +59,12 @@ impl Attention {
     /// `x: [T, H]` to `[T, H]`; keys and values of every row go to the cache first, so that rows of
     /// one chunk see each other there.
     pub(super) fn forward(&self, x: &Tensor, layer: usize, step: &Step<'_>) -> Result<Tensor> {
-        let Step { engine, cache, rows, cos, sin } = step;
+        let Step { engine, cache, rows } = step;
         let (pages, heads, format) = (cache.words(), cache.heads(), cache.format(layer));
         let q = self.q_proj.forward(x, engine)?; // [T, Q·D]
         let k = self.k_proj.forward(x, engine)?; // [T, K·D]
         let v = self.v_proj.forward(x, engine)?; // [T, K·D]
-        let write = CacheWrite { pages, cos, sin, rows, layer, heads, format };
+        let write = CacheWrite { pages, rows, layer, heads, format };
         ops::rope_kv_write(engine, &q, &k, &v, &write)?;
 
         let (window, sinks) = (self.window, self.sinks.slice());

@@ -17,10 +17,14 @@
 mod attention;
 mod batch;
 mod decoder_layer;
+mod dense_dtype;
 mod device;
 mod linear;
 mod moe;
 mod norm;
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod replay;
 mod residual;
 mod rope;
 mod weight;
@@ -28,19 +32,22 @@ mod weight;
 pub(crate) use crate::kernels::Draw;
 pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
+pub use dense_dtype::DenseDtype;
 pub use device::DeviceName;
 pub(crate) use device::{free_memory, weight_bytes, workspace};
 
 use crate::cache::{KvCache, Sequence};
 use crate::kernels::cpu::Cpu;
 #[cfg(feature = "cuda")]
-use crate::kernels::cuda::{self, Cuda, Upload};
-use crate::ops::{Engine, Rows};
+use crate::kernels::cuda::{self, Upload};
+use crate::ops::{Engine, HostRows, Rows};
 use crate::weights::Checkpoint;
 use crate::{Error, ErrorKind, ModelConfig, Result, ops};
 use decoder_layer::DecoderLayer;
 use linear::Linear;
 use norm::RmsNorm;
+#[cfg(feature = "cuda")]
+use replay::Replay;
 use residual::Residual;
 use rope::YarnRope;
 use weight::Bf16Weight;
@@ -58,43 +65,16 @@ pub struct GptOss {
     norm: RmsNorm,
     lm_head: Linear, // [V, H]
     rope: YarnRope,
-}
-
-/// How the dense matrices (the projections of attention and the head) are held; the embedding, the
-/// routers and the experts are always as stored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DenseDtype {
-    /// As stored, in the mapped files.
-    #[default]
-    Bf16,
-    /// In 8 bits with a scale for every 32 ([`crate::kernels::Dense::Q8`]), made when the model is
-    /// loaded: 53 % of the bytes, which is what decoding reads, in memory of the process's own and
-    /// from there on the device. The logits change a little; README says by how much.
-    Q8,
-}
-
-impl std::str::FromStr for DenseDtype {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<DenseDtype> {
-        match s {
-            "bf16" => Ok(DenseDtype::Bf16),
-            "q8" => Ok(DenseDtype::Q8),
-            _ => Err(Error::invalid_request(format!(
-                "dense dtype is {s:?}, expected \"bf16\" or \"q8\""
-            ))),
-        }
-    }
+    /// `None` on the CPU.
+    #[cfg(feature = "cuda")]
+    replay: Option<Replay>,
 }
 
 /// What every layer of one forward pass shares.
 struct Step<'a> {
     engine: &'a Engine,
     cache: &'a KvCache,
-    rows: Rows<'a>,
-    cos: Tensor, // [T, D/2]
-    sin: Tensor, // [T, D/2]
+    rows: &'a Rows<'a>,
 }
 
 impl GptOss {
@@ -126,6 +106,8 @@ impl GptOss {
             norm: RmsNorm::new(checkpoint, "model.norm.weight")?,
             lm_head: Linear::without_bias(checkpoint, "lm_head", vocab, hidden)?,
             rope: YarnRope::new(&config.rope, config.head_dim),
+            #[cfg(feature = "cuda")]
+            replay: None,
             config,
         })
     }
@@ -141,7 +123,7 @@ impl GptOss {
                     self.lm_head.quantize(cpu);
                 }
                 #[cfg(feature = "cuda")]
-                Engine::Cuda(_) => {
+                Engine::Cuda(..) => {
                     tracing::warn!("a model on a CUDA device keeps its dense weights as they are")
                 }
             }
@@ -187,8 +169,8 @@ impl GptOss {
                 "head_dim is {head_dim}, expected at most {most} on a CUDA device"
             )));
         }
-        let cuda = Cuda::new(device.cuda_stream(), device.cublas_handle())?;
-        let mut upload = Upload::new(&cuda, progress)?;
+        let engine = Engine::on(device)?;
+        let mut upload = Upload::new(engine.cuda()?, progress)?;
         self.embed_tokens.upload(&mut upload)?;
         for layer in &mut self.layers {
             layer.upload(&mut upload)?;
@@ -196,7 +178,23 @@ impl GptOss {
         self.norm.upload(&mut upload)?;
         self.lm_head.upload(&mut upload)?;
         upload.finish()?;
-        Ok(GptOss { engine: Engine::Cuda(cuda), device: Device::Cuda(device.clone()), ..self })
+        let replay = Some(Replay::new(device)?);
+        Ok(GptOss { engine, device: Device::Cuda(device.clone()), replay, ..self })
+    }
+
+    /// On a CUDA device every step is computed launch by launch: to be compared with recorded ones.
+    #[cfg(feature = "cuda")]
+    #[doc(hidden)]
+    #[must_use]
+    pub fn without_replay(self) -> GptOss {
+        GptOss { replay: None, ..self }
+    }
+
+    /// How many steps were started from a recording, see [`GptOss::forward`].
+    #[cfg(feature = "cuda")]
+    #[doc(hidden)]
+    pub fn replayed_steps(&self) -> u64 {
+        self.replay.as_ref().map_or(0, Replay::replayed)
     }
 
     /// Where the model runs.
@@ -216,6 +214,9 @@ impl GptOss {
     /// next one of that sequence. Keys and values of every row are appended to the sequences, which
     /// must all come from one [`KvCache`]. Returns f32 logits `[rows asked for, V]` in the order of
     /// the rows; no row asked for gives `[0, V]`.
+    ///
+    /// On a CUDA device, steps of up to eight sequences by one token each are recorded when they come a
+    /// second time, and started as one from then on; a driver that refuses is said aloud, once.
     ///
     /// # Errors
     /// `InvalidRequest` for a batch that is empty or inconsistent with the sequences, or a token
@@ -238,23 +239,58 @@ impl GptOss {
     }
 
     fn run(&self, batch: &Batch, sequences: &[&Sequence]) -> Result<Tensor> {
-        let (engine, device) = (&self.engine, &self.device);
-        let (cos, sin) = self.rope.cos_sin(batch.positions(), device)?;
-        let rows = rows(engine, batch, sequences, self.layers.len())?;
-        let step = Step { engine, cache: sequences[0].cache(), rows, cos, sin };
-        let tokens = Tensor::new(batch.tokens(), device)?;
+        let cache = sequences[0].cache();
+        let rows = self.rows(batch, sequences);
+        #[cfg(feature = "cuda")]
+        if let Some(replay) = &self.replay
+            && let Some(logits) = replay.step(self, cache, &rows)?
+        {
+            return Ok(logits);
+        }
+        self.compute(&self.engine, cache, &Rows::new(&self.engine, rows)?)
+    }
+
+    /// The logits of `rows`, computed by `engine`.
+    fn compute(&self, engine: &Engine, cache: &KvCache, rows: &Rows<'_>) -> Result<Tensor> {
+        let step = Step { engine, cache, rows };
         let (table, hidden) = (self.embed_tokens.slice(), self.config.hidden_size);
-        let mut x = Residual::new(ops::embedding(engine, &tokens, table, hidden)?); // [T, H]
+        let mut x = Residual::new(ops::embedding(engine, rows.tokens(), table, hidden)?); // [T, H]
         for (index, layer) in self.layers.iter().enumerate() {
             layer.forward(&mut x, index, &step)?;
         }
-        if batch.logit_rows().is_empty() {
-            // Nothing to be computed, and devices have no memory of no bytes.
-            return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &Device::Cpu)?);
+        if let Some(logit_rows) = rows.logit_rows() {
+            if logit_rows.elem_count() == 0 {
+                // Nothing to be computed, and devices have no memory of no bytes.
+                return Ok(Tensor::zeros((0, self.config.vocab_size), DType::F32, &Device::Cpu)?);
+            }
+            x = x.rows(logit_rows, engine)?;
         }
-        let rows = Tensor::new(batch.logit_rows(), device)?;
-        let x = self.norm.forward(&mut x.rows(&rows, engine)?, engine)?; // [rows, H]
-        self.lm_head.forward(&x, engine) // [rows, V]
+        let x = self.norm.forward(&mut x, engine)?; // [R, H]
+        self.lm_head.forward(&x, engine) // [R, V]
+    }
+
+    /// Where every row of `batch` stands, in every layer.
+    fn rows<'a>(&self, batch: &'a Batch, sequences: &'a [&Sequence]) -> HostRows<'a> {
+        let layers = self.layers.len();
+        let mut slots = Vec::with_capacity(layers * batch.len());
+        let mut page_tables = Vec::with_capacity(layers * sequences.len());
+        for layer in 0..layers {
+            let rows = batch.positions().iter().zip(batch.sequence_ids());
+            slots.extend(rows.map(|(&p, &id)| sequences[id as usize].slot(layer, p as usize)));
+            page_tables.extend(sequences.iter().map(|s| s.page_table(layer)));
+        }
+        let (cos, sin) = self.rope.cos_sin(batch.positions());
+        HostRows {
+            tokens: batch.tokens(),
+            positions: batch.positions(),
+            sequences: batch.sequence_ids(),
+            logit_rows: batch.logit_rows(),
+            cos,
+            sin,
+            slots,
+            page_tables,
+            layers,
+        }
     }
 
     /// A token of the only row of `logits: [1, V]`, drawn on the device that computed them, so that none of
@@ -265,9 +301,9 @@ impl GptOss {
         match &self.engine {
             Engine::Cpu(_) => Ok(None),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(_) if self.config.vocab_size > cuda::MAX_VOCAB => Ok(None),
+            Engine::Cuda(..) if self.config.vocab_size > cuda::MAX_VOCAB => Ok(None),
             #[cfg(feature = "cuda")]
-            engine @ Engine::Cuda(_) => {
+            engine @ Engine::Cuda(..) => {
                 let drawn = ops::sample(engine, logits, std::slice::from_ref(draw))?;
                 let token = drawn.flatten_all()?.to_vec1()?[0];
                 Ok(Some(token).filter(|&token| (token as usize) < self.config.vocab_size))
@@ -329,23 +365,6 @@ impl GptOss {
         }
         Ok(())
     }
-}
-
-/// Where every row of `batch` stands, in every layer.
-fn rows<'a>(
-    engine: &Engine,
-    batch: &'a Batch,
-    sequences: &'a [&Sequence],
-    layers: usize,
-) -> Result<Rows<'a>> {
-    let mut slots = Vec::with_capacity(layers * batch.len());
-    let mut page_tables = Vec::with_capacity(layers * sequences.len());
-    for layer in 0..layers {
-        let rows = batch.positions().iter().zip(batch.sequence_ids());
-        slots.extend(rows.map(|(&p, &id)| sequences[id as usize].slot(layer, p as usize)));
-        page_tables.extend(sequences.iter().map(|s| s.page_table(layer)));
-    }
-    Ok(Rows::new(engine, batch.positions(), batch.sequence_ids(), slots, page_tables, layers)?)
 }
 
 /// Takes every page the step needs from the pool, or none.

@@ -3,8 +3,7 @@
 //! Angles are computed in f64 and rounded once: at position 131,072 an f32 angle is already off by
 //! thousandths of a radian.
 
-use crate::{Result, RopeConfig};
-use candle_core::{Device, Tensor};
+use crate::RopeConfig;
 use std::f64::consts::TAU;
 
 /// Angle per position of each of the `D/2` rotated pairs, and the factor on cosine and sine.
@@ -40,17 +39,16 @@ impl YarnRope {
     }
 
     /// Cosine and sine of every pair at every position, `[T, D/2]` each.
-    pub(super) fn cos_sin(&self, positions: &[u32], device: &Device) -> Result<(Tensor, Tensor)> {
-        let shape = (positions.len(), self.inv_freq.len());
+    pub(super) fn cos_sin(&self, positions: &[u32]) -> (Vec<f32>, Vec<f32>) {
         let table = |f: fn(f64) -> f64| {
             let row = |&p: &u32| {
                 self.inv_freq
                     .iter()
                     .map(move |w| (f(f64::from(p) * w) * self.attention_factor) as f32)
             };
-            Tensor::from_iter(positions.iter().flat_map(row), device)?.reshape(shape)
+            positions.iter().flat_map(row).collect()
         };
-        Ok((table(f64::cos)?, table(f64::sin)?))
+        (table(f64::cos), table(f64::sin))
     }
 }
 
@@ -79,11 +77,9 @@ mod tests {
                 attention_factor,
                 ..ModelConfig::gpt_oss_20b().rope
             };
-            let (cos, sin) =
-                YarnRope::new(&config, 64).cos_sin(&positions, &Device::Cpu).expect("tables");
+            let (cos, sin) = YarnRope::new(&config, 64).cos_sin(&positions);
             for (name, got) in [("cos", cos), ("sin", sin)] {
                 let name = format!("{name}.factor_{factor}.truncate_{truncate}");
-                let got = got.flatten_all().and_then(|t| t.to_vec1::<f32>()).expect("f32");
                 let want = f64s(&name);
                 assert_eq!(got.len(), want.len(), "{name}");
                 for (i, (got, want)) in got.into_iter().zip(want).enumerate() {

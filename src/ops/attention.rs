@@ -1,7 +1,7 @@
 //! `attention`: every row of the flat batch over the pages of its own sequence.
 
 #[cfg(feature = "cuda")]
-use super::cuda::{output, view};
+use super::cuda::{on_device, output, view};
 use super::{Engine, Rows, Slice, f32_slice, u32_slice};
 use crate::kernels::{HeadShape, KvFormat};
 #[cfg(feature = "cuda")]
@@ -62,7 +62,9 @@ impl CustomOp2 for Attention<'_> {
         let AttentionCall { rows, layer, window, sinks, heads, format, scale } = *self.call;
         let (cuda, sinks) = (self.engine.cuda()?, sinks.cuda()?);
         let (queries, pages) = (view(q, q_layout)?, view(pages, pages_layout)?);
-        let rows = rows.on_device()?.visible(layer, window);
+        let rows = rows.on_device()?;
+        let (words, layout) = rows.words().storage_and_layout();
+        let rows = rows.parts(view(on_device(&words)?, layout)?).visible(layer, window);
         let out = output(&q.device, queries.len(), |out| {
             cuda.attention(out, &queries, &pages, &sinks, &rows, heads, format, scale)
         })?;

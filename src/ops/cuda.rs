@@ -93,7 +93,14 @@ pub(super) fn floats<'a>(bits: &CudaView<'a, u32>) -> CudaView<'a, f32> {
     unsafe { bits.transmute(bits.len()) }.expect("the same number of bytes")
 }
 
-/// The same, to be written.
+/// The u64 whose halves these are, the lower first.
+pub(super) fn longs<'a>(halves: &CudaView<'a, u32>) -> CudaView<'a, u64> {
+    // SAFETY: every pair of u32 is the bits of a u64; its alignment is the caller's, and a kernel that
+    // reads it otherwise fails.
+    unsafe { halves.transmute(halves.len() / 2) }.expect("no more bytes")
+}
+
+/// The f32 whose bits these are, to be written.
 pub(super) fn floats_mut<'a>(bits: &'a mut CudaViewMut<'_, u32>) -> CudaViewMut<'a, f32> {
     let n = bits.len();
     // SAFETY: as in `floats`, and every f32 is the bits of a u32.

@@ -30,7 +30,7 @@ impl CustomOp1 for Embedding<'_> {
     fn cuda_fwd(&self, tokens: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let (cuda, table) = (self.engine.cuda()?, self.table.cuda()?);
         let ids = view(tokens, layout)?;
-        let out = output(&tokens.device, ids.len() * self.hidden, |out| {
+        let out = output(self.engine.cuda_device()?, ids.len() * self.hidden, |out| {
             cuda.embedding(out, &table, &ids, self.hidden)
         })?;
         Ok((out, (ids.len(), self.hidden).into()))

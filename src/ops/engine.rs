@@ -6,16 +6,16 @@ use crate::kernels::cuda::{self, Cuda, cudarc::driver::CudaSlice, cudarc::driver
 use crate::kernels::{Dense, Experts};
 use candle_core::Result;
 #[cfg(feature = "cuda")]
-use candle_core::bail;
+use candle_core::{CudaDevice, bail};
 use half::bf16;
 
 /// The kernels a model runs on. Its tensors live where these compute.
 pub(crate) enum Engine {
     /// The cores of this machine; weights are slices of host memory.
     Cpu(Cpu),
-    /// An NVIDIA GPU; weights are in its memory.
+    /// An NVIDIA GPU; weights are in its memory. Results are made on this stream of it.
     #[cfg(feature = "cuda")]
-    Cuda(Cuda),
+    Cuda(Cuda, CudaDevice),
 }
 
 impl std::fmt::Display for Engine {
@@ -25,7 +25,7 @@ impl std::fmt::Display for Engine {
                 f.write_str(&format!("{:?} x {}", cpu.isa(), cpu.threads()).to_lowercase())
             }
             #[cfg(feature = "cuda")]
-            Engine::Cuda(cuda) => {
+            Engine::Cuda(cuda, _) => {
                 let context = cuda.stream().context();
                 let name = context.name().unwrap_or_else(|_| "a GPU".into());
                 let (major, minor) = context.compute_capability().unwrap_or_default();
@@ -36,21 +36,37 @@ impl std::fmt::Display for Engine {
 }
 
 impl Engine {
+    /// The kernels on the stream of `device`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on(device: &CudaDevice) -> std::result::Result<Engine, cuda::CudaError> {
+        let cuda = Cuda::new(device.cuda_stream(), device.cublas_handle())?;
+        Ok(Engine::Cuda(cuda, device.clone()))
+    }
+
     /// The kernels for tensors in host memory.
     pub(crate) fn cpu(&self) -> Result<&Cpu> {
         match self {
             Engine::Cpu(cpu) => Ok(cpu),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(_) => bail!("the model is on a CUDA device, a tensor in host memory"),
+            Engine::Cuda(..) => bail!("the model is on a CUDA device, a tensor in host memory"),
+        }
+    }
+
+    /// Where results of those kernels are made.
+    #[cfg(feature = "cuda")]
+    pub(super) fn cuda_device(&self) -> Result<&CudaDevice> {
+        match self {
+            Engine::Cpu(_) => bail!("the model is in host memory, a tensor on a CUDA device"),
+            Engine::Cuda(_, device) => Ok(device),
         }
     }
 
     /// The kernels for tensors on a CUDA device.
     #[cfg(feature = "cuda")]
-    pub(super) fn cuda(&self) -> Result<&Cuda> {
+    pub(crate) fn cuda(&self) -> Result<&Cuda> {
         match self {
             Engine::Cpu(_) => bail!("the model is in host memory, a tensor on a CUDA device"),
-            Engine::Cuda(cuda) => Ok(cuda),
+            Engine::Cuda(cuda, _) => Ok(cuda),
         }
     }
 }

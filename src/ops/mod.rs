@@ -5,10 +5,14 @@
 //! the activations live, which are contiguous f32 tensors. No op is differentiable.
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod copy;
 mod copy_page;
 #[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod cuda;
+#[cfg(feature = "cuda")]
+mod device_rows;
 mod embedding;
 mod engine;
 mod gather_rows;
@@ -22,7 +26,11 @@ mod sample;
 mod topk;
 
 pub(crate) use attention::{AttentionCall, attention};
+#[cfg(feature = "cuda")]
+pub(crate) use copy::copy;
 pub(crate) use copy_page::copy_page;
+#[cfg(feature = "cuda")]
+pub(crate) use device_rows::{DeviceRows, Extents};
 pub(crate) use embedding::embedding;
 pub(crate) use engine::{Engine, ExpertMatrices, Matrix, Slice};
 pub(crate) use gather_rows::gather_rows;
@@ -30,7 +38,7 @@ pub(crate) use matmul::matmul;
 pub(crate) use moe::{ExpertProjection, moe_down, moe_gate_up};
 pub(crate) use rms_norm::{add_rms_norm, rms_norm};
 pub(crate) use rope_kv_write::{CacheWrite, rope_kv_write};
-pub(crate) use rows::Rows;
+pub(crate) use rows::{HostRows, Rows};
 #[cfg(feature = "cuda")]
 pub(crate) use sample::sample;
 pub(crate) use topk::topk_softmax;

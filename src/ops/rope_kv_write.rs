@@ -7,17 +7,13 @@ use super::{Engine, Rows, f32_slice, f32_slice_mut, u32_slice_mut};
 use crate::kernels::{HeadShape, KvFormat};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp3, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, InplaceOp1, InplaceOp3, Layout, Result, Tensor};
 
 /// What a cache write needs beside the queries, keys and values.
 pub(crate) struct CacheWrite<'a> {
     /// The pages of the cache, `[pages, words]`.
     pub(crate) pages: &'a Tensor,
-    /// `[T, D/2]`.
-    pub(crate) cos: &'a Tensor,
-    /// `[T, D/2]`.
-    pub(crate) sin: &'a Tensor,
-    /// Where each row is stored.
+    /// The angles of each row, and where it is stored.
     pub(crate) rows: &'a Rows<'a>,
     /// Which layer's keys and values these are.
     pub(crate) layer: usize,
@@ -46,16 +42,11 @@ impl InplaceOp3 for RopeKvWrite<'_> {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<()> {
-        let CacheWrite { pages, cos, sin, heads, .. } = *self.write;
+        let CacheWrite { pages, rows, heads, .. } = *self.write;
         let cpu = self.engine.cpu()?;
         let mut k = f32_slice(k, k_layout)?.to_vec();
         let v = f32_slice(v, v_layout)?;
-        let (cos, cos_layout) = cos.storage_and_layout();
-        let (sin, sin_layout) = sin.storage_and_layout();
-        let (Storage::Cpu(cos), Storage::Cpu(sin)) = (&*cos, &*sin) else {
-            bail!("queries in host memory, their angles elsewhere");
-        };
-        let (cos, sin) = (f32_slice(cos, cos_layout)?, f32_slice(sin, sin_layout)?);
+        let (cos, sin) = rows.angles();
         cpu.rope(f32_slice_mut(q, q_layout)?, cos, sin, heads.q_heads, heads.head_dim);
         cpu.rope(&mut k, cos, sin, heads.kv_heads, heads.head_dim);
         pages.inplace_op1(&KvWrite { engine: self.engine, write: self.write, k: &k, v })
@@ -71,14 +62,13 @@ impl InplaceOp3 for RopeKvWrite<'_> {
         v: &CudaStorage,
         v_layout: &Layout,
     ) -> Result<()> {
-        let CacheWrite { pages, cos, sin, rows, layer, heads, format } = *self.write;
+        let CacheWrite { pages, rows, layer, heads, format } = *self.write;
         let cuda = self.engine.cuda()?;
         let (k, v) = (view(k, k_layout)?, view(v, v_layout)?);
-        let (cos, cos_layout) = cos.storage_and_layout();
-        let (sin, sin_layout) = sin.storage_and_layout();
-        let cos = view(on_device(&cos)?, cos_layout)?;
-        let sin = view(on_device(&sin)?, sin_layout)?;
-        let slots = rows.on_device()?.slots(layer);
+        let rows = rows.on_device()?;
+        let (words, layout) = rows.words().storage_and_layout();
+        let rows = rows.parts(view(on_device(&words)?, layout)?);
+        let ((cos, sin), slots) = (rows.angles(), rows.slots(layer));
         let mut q = view_mut(q, q_layout)?;
         change(pages, |pages, layout| {
             let mut pages = view_mut(pages, layout)?;

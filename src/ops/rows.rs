@@ -1,70 +1,107 @@
 //! [`Rows`]: where the rows of a flat batch stand in their sequences and in the cache.
 
 use super::Engine;
+#[cfg(feature = "cuda")]
+use super::device_rows::DeviceRows;
 use crate::kernels::AttentionRows;
 #[cfg(feature = "cuda")]
-use crate::kernels::cuda::{self, CudaError, cudarc::driver::CudaSlice, cudarc::driver::CudaView};
-use candle_core::Result;
-#[cfg(feature = "cuda")]
 use candle_core::bail;
+use candle_core::{Device, Result, Tensor};
 
-/// What the cache write and attention of every layer ask about the rows of a step, gathered once for
-/// all layers and, when they run on a device, brought there once.
+/// What the ops of every layer ask about the rows of a step, gathered once for all layers.
+#[derive(Clone)]
+pub(crate) struct HostRows<'a> {
+    /// Tokens, T.
+    pub(crate) tokens: &'a [u32],
+    /// Position of each row in its sequence, T.
+    pub(crate) positions: &'a [u32],
+    /// Number of each row's sequence, T.
+    pub(crate) sequences: &'a [u32],
+    /// Rows whose logits are wanted, ascending, R.
+    pub(crate) logit_rows: &'a [u32],
+    /// Cosine of each row's angles, `[T, D/2]`.
+    pub(crate) cos: Vec<f32>,
+    /// Sine of the same, `[T, D/2]`.
+    pub(crate) sin: Vec<f32>,
+    /// Where each layer stores each row, `[layers, T]`.
+    pub(crate) slots: Vec<u64>,
+    /// Page table of each sequence in each layer, `[layers, sequences]`.
+    pub(crate) page_tables: Vec<&'a [u32]>,
+    /// Number of layers.
+    pub(crate) layers: usize,
+}
+
+/// [`HostRows`] where the engine reads them.
 pub(crate) struct Rows<'a> {
-    positions: &'a [u32],        // T
-    sequences: &'a [u32],        // T, numbers of sequences
-    slots: Vec<u64>,             // [layers, T]
-    page_tables: Vec<&'a [u32]>, // [layers, sequences]
-    layers: usize,
+    host: HostRows<'a>,
+    tokens: Tensor,     // [T]
+    logit_rows: Tensor, // [R]
     #[cfg(feature = "cuda")]
     on_device: Option<DeviceRows>,
 }
 
 impl<'a> Rows<'a> {
-    /// Row t is position `positions[t]` of sequence `sequences[t]`; in layer l it is stored at
-    /// `slots[l, t]`, and sequence n has the page table `page_tables[l, n]`.
-    #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "nothing to bring there"))]
-    pub(crate) fn new(
-        engine: &Engine,
-        positions: &'a [u32],
-        sequences: &'a [u32],
-        slots: Vec<u64>,
-        page_tables: Vec<&'a [u32]>,
-        layers: usize,
-    ) -> Result<Rows<'a>> {
-        assert_eq!(slots.len(), layers * positions.len(), "slots");
-        assert!(page_tables.len().is_multiple_of(layers), "page_tables");
-        let rows = Rows {
-            positions,
-            sequences,
-            slots,
-            page_tables,
-            layers,
+    /// Brings `rows` to where `engine` computes, in one piece.
+    pub(crate) fn new(engine: &Engine, rows: HostRows<'a>) -> Result<Rows<'a>> {
+        assert_eq!(rows.slots.len(), rows.layers * rows.tokens.len(), "slots");
+        assert!(rows.page_tables.len().is_multiple_of(rows.layers), "page_tables");
+        match engine {
+            Engine::Cpu(_) => Ok(Rows {
+                tokens: Tensor::new(rows.tokens, &Device::Cpu)?,
+                logit_rows: Tensor::new(rows.logit_rows, &Device::Cpu)?,
+                host: rows,
+                #[cfg(feature = "cuda")]
+                on_device: None,
+            }),
             #[cfg(feature = "cuda")]
-            on_device: None,
-        };
-        #[cfg(feature = "cuda")]
-        if let Engine::Cuda(cuda) = engine {
-            let on_device = Some(DeviceRows::new(cuda, &rows)?);
-            return Ok(Rows { on_device, ..rows });
+            Engine::Cuda(_, device) => {
+                let on_device = DeviceRows::new(device, &rows)?;
+                Ok(Rows {
+                    tokens: on_device.tokens()?,
+                    logit_rows: on_device.logit_rows()?,
+                    host: rows,
+                    on_device: Some(on_device),
+                })
+            }
         }
-        Ok(rows)
+    }
+
+    /// Tokens, `[T]`.
+    pub(crate) fn tokens(&self) -> &Tensor {
+        &self.tokens
+    }
+
+    /// Rows whose logits are wanted, `[R]`; `None` when all are.
+    pub(crate) fn logit_rows(&self) -> Option<&Tensor> {
+        (self.host.logit_rows.len() < self.host.tokens.len()).then_some(&self.logit_rows)
+    }
+
+    /// Cosine and sine of each row's angles, `[T, D/2]` each.
+    pub(super) fn angles(&self) -> (&[f32], &[f32]) {
+        (&self.host.cos, &self.host.sin)
     }
 
     /// Where `layer` stores each row.
     pub(super) fn slots(&self, layer: usize) -> &[u64] {
-        &self.slots[layer * self.positions.len()..][..self.positions.len()]
+        let count = self.host.tokens.len();
+        &self.host.slots[layer * count..][..count]
     }
 
     /// What each row sees of `layer`, whose window is `window`.
     pub(super) fn visible(&self, layer: usize, window: Option<usize>) -> AttentionRows<'_> {
-        let count = self.page_tables.len() / self.layers;
+        let count = self.host.page_tables.len() / self.host.layers;
         AttentionRows {
-            positions: self.positions,
-            sequences: self.sequences,
-            page_tables: &self.page_tables[layer * count..][..count],
+            positions: self.host.positions,
+            sequences: self.host.sequences,
+            page_tables: &self.host.page_tables[layer * count..][..count],
             window,
         }
+    }
+
+    /// What was brought to the device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn into_device_rows(self) -> Option<DeviceRows> {
+        self.on_device
     }
 
     /// The same on the device.
@@ -73,61 +110,6 @@ impl<'a> Rows<'a> {
         match &self.on_device {
             Some(rows) => Ok(rows),
             None => bail!("the model is in host memory, a tensor on a CUDA device"),
-        }
-    }
-}
-
-/// [`Rows`] on a device.
-#[cfg(feature = "cuda")]
-pub(super) struct DeviceRows {
-    /// `positions: [T]`, `sequences: [T]`, then the page tables `[layers, sequences, stride]`.
-    words: CudaSlice<u32>,
-    slots: CudaSlice<u64>, // [layers, T]
-    blocks: cuda::AttentionBlocks,
-    count: usize,  // T
-    tables: usize, // elements of one layer's page tables
-    stride: usize,
-    longest: usize,
-}
-
-#[cfg(feature = "cuda")]
-impl DeviceRows {
-    fn new(cuda: &cuda::Cuda, rows: &Rows<'_>) -> Result<DeviceRows> {
-        let stride = rows.page_tables.iter().map(|table| table.len()).max().unwrap_or(0);
-        let count = rows.positions.len();
-        let mut words = Vec::with_capacity(2 * count + rows.page_tables.len() * stride);
-        words.extend_from_slice(rows.positions);
-        words.extend_from_slice(rows.sequences);
-        for table in &rows.page_tables {
-            words.extend_from_slice(table);
-            words.resize(words.len() + stride - table.len(), crate::kernels::NO_PAGE);
-        }
-        let failed = |e| CudaError::new("the page tables of a step", e);
-        Ok(DeviceRows {
-            words: cuda.stream().clone_htod(&words).map_err(failed)?,
-            slots: cuda.stream().clone_htod(&rows.slots).map_err(failed)?,
-            blocks: cuda.attention_blocks(rows.sequences)?,
-            count,
-            tables: rows.page_tables.len() / rows.layers * stride,
-            stride,
-            longest: rows.positions.iter().max().map_or(0, |&p| p as usize + 1),
-        })
-    }
-
-    pub(super) fn slots(&self, layer: usize) -> CudaView<'_, u64> {
-        self.slots.slice(layer * self.count..(layer + 1) * self.count)
-    }
-
-    pub(super) fn visible(&self, layer: usize, window: Option<usize>) -> cuda::RowsOnDevice<'_> {
-        let tables = 2 * self.count + layer * self.tables;
-        cuda::RowsOnDevice {
-            positions: self.words.slice(..self.count),
-            sequences: self.words.slice(self.count..2 * self.count),
-            page_tables: self.words.slice(tables..tables + self.tables),
-            table_stride: self.stride,
-            blocks: &self.blocks,
-            window,
-            longest: self.longest,
         }
     }
 }

@@ -1,6 +1,12 @@
-//! Ways of feeding the same tokens.
+//! Tokens, and ways of feeding them.
 
 use gpt_oss_puzzle::model::{Batch, LogitRows};
+
+/// Tokens of a vocabulary of 96.
+pub fn tokens(count: usize, seed: u32) -> Vec<u32> {
+    let scramble = |i: u32| (i + 1000 * seed).wrapping_mul(2_654_435_761) >> 8;
+    (0..count as u32).map(|i| scramble(i) % 96).collect()
+}
 
 /// Feeds three prompts as one changing batch, a prefill chunk of one beside decode steps of the others:
 /// `step` runs a batch and gives a row for each of its tokens. The rows of each prompt.

@@ -2,7 +2,7 @@
 
 use crate::common::{Rng, assert_bounded, assert_same_bits};
 use crate::device::{Gpu, Input, device};
-use gpt_oss_puzzle::kernels::cuda::RowsOnDevice;
+use gpt_oss_puzzle::kernels::cuda::{AttentionBlocks, RowsOnDevice};
 use gpt_oss_puzzle::kernels::reference::{self, Bounded};
 use gpt_oss_puzzle::kernels::{AttentionRows, HeadShape, KvFormat, NO_PAGE, PAGE_TOKENS};
 
@@ -108,13 +108,15 @@ impl Cache {
         let (positions, on_device) = (upload(&positions), upload(&sequences));
         let (tables, pages) = (upload(&tables), gpu.input(&self.pages, 0));
         let (sinks, input) = (gpu.input(&self.sinks, 1), gpu.input(q, 3));
-        let blocks = gpu.cuda.attention_blocks(&sequences).unwrap();
+        let blocks = AttentionBlocks::new(&sequences);
+        let list = upload(blocks.words());
         let rows = RowsOnDevice {
             positions: positions.view(),
             sequences: on_device.view(),
             page_tables: tables.view(),
             table_stride,
             blocks: &blocks,
+            list: list.view(),
             window,
             longest,
         };

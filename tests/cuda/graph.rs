@@ -3,7 +3,7 @@
 //! Unlike the CPU's, a row's logits on a device depend on how many rows share the step: up to eight go
 //! through other kernels than more do. So logits are compared in the Euclidean norm, not bit for bit.
 
-use crate::batches::interleave;
+use crate::batches::{interleave, tokens};
 use crate::device::device;
 use crate::golden::{Golden, cases, relative_error, root};
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
@@ -26,7 +26,7 @@ const BOUND: f64 = 1e-4;
 const RANDOM_BOUND: f64 = 5e-4;
 
 /// The first GPU as models use it, `None` when this machine has none.
-fn gpu() -> Option<&'static Device> {
+pub(super) fn gpu() -> Option<&'static Device> {
     static GPU: OnceLock<Device> = OnceLock::new();
     device()?;
     Some(GPU.get_or_init(|| DeviceName::Cuda(0).open().unwrap()))
@@ -126,11 +126,6 @@ fn config() -> ModelConfig {
     config.max_position_embeddings = 1024;
     config.block_configs = vec![block(8, Some(16)), block(4, None), block(5, Some(100))];
     config
-}
-
-fn tokens(count: usize, seed: u32) -> Vec<u32> {
-    let scramble = |i: u32| (i + 1000 * seed).wrapping_mul(2_654_435_761) >> 8;
-    (0..count as u32).map(|i| scramble(i) % 96).collect()
 }
 
 fn assert_close(got: &[f32], want: &[f32], what: &str) {

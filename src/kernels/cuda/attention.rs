@@ -8,7 +8,7 @@
 //! rows are multiplied by 0, so that one that is infinite or NaN makes the run's earlier rows NaN.
 
 use super::cache::format_arguments;
-use super::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, PushKernelArg};
+use super::cudarc::driver::{CudaView, CudaViewMut, PushKernelArg};
 use super::{Cuda, CudaError, int, uint};
 use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS, elements, page_count};
 
@@ -35,13 +35,40 @@ const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
 
 /// The rows of a batch in blocks for [`Cuda::attention`]: single rows, and runs of one sequence. Made once
 /// for all layers.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttentionBlocks {
-    /// First row and number of rows of each block, single rows before the runs.
-    blocks: CudaSlice<u32>,
+    words: Vec<u32>,
     singles: usize,
     runs: usize,
     rows: usize,
+}
+
+impl AttentionBlocks {
+    /// The rows of sequences `sequences[t]` in blocks.
+    pub fn new(sequences: &[u32]) -> AttentionBlocks {
+        let (mut words, mut runs) = (Vec::new(), Vec::new());
+        let mut first = 0;
+        for same in sequences.chunk_by(|a, b| a == b) {
+            for block in same.chunks(RUN) {
+                let list = if block.len() == 1 { &mut words } else { &mut runs };
+                list.extend([uint(first), uint(block.len())]);
+                first += block.len();
+            }
+        }
+        let (singles, run_count) = (words.len() / 2, runs.len() / 2);
+        words.extend(runs);
+        AttentionBlocks { words, singles, runs: run_count, rows: first }
+    }
+
+    /// First row and number of rows of each block, single rows before the runs.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
+    /// How many blocks have more than one row.
+    pub fn runs(&self) -> usize {
+        self.runs
+    }
 }
 
 /// Which positions each row of a call sees, on the device: see
@@ -58,6 +85,8 @@ pub struct RowsOnDevice<'a> {
     pub table_stride: usize,
     /// The rows in blocks.
     pub blocks: &'a AttentionBlocks,
+    /// Their [`AttentionBlocks::words`].
+    pub list: CudaView<'a, u32>,
     /// Positions seen, the row's own included; `None` for all.
     pub window: Option<usize>,
     /// At least the largest of `positions`, plus one. A row beyond it becomes NaN.
@@ -65,26 +94,6 @@ pub struct RowsOnDevice<'a> {
 }
 
 impl Cuda {
-    /// The rows of sequences `sequences[t]` in blocks.
-    pub fn attention_blocks(&self, sequences: &[u32]) -> Result<AttentionBlocks, CudaError> {
-        let (mut singles, mut runs) = (Vec::new(), Vec::new());
-        let mut first = 0;
-        for same in sequences.chunk_by(|a, b| a == b) {
-            for block in same.chunks(RUN) {
-                let list = if block.len() == 1 { &mut singles } else { &mut runs };
-                list.extend([uint(first), uint(block.len())]);
-                first += block.len();
-            }
-        }
-        let (single_count, run_count) = (singles.len() / 2, runs.len() / 2);
-        singles.extend(runs);
-        // An empty array cannot be uploaded.
-        singles.resize(singles.len().max(2), 0);
-        let blocks = self.stream.clone_htod(&singles);
-        let blocks = blocks.map_err(|e| CudaError::new("blocks of attention", e))?;
-        Ok(AttentionBlocks { blocks, singles: single_count, runs: run_count, rows: first })
-    }
-
     /// Softmax over each row's visible positions and the head's sink, times V; `q, out: [T, Q, D]`. A row
     /// becomes NaN when a page it sees is not in the pool.
     ///
@@ -136,6 +145,7 @@ impl Cuda {
         assert!(head_dim <= MAX_HEAD_DIM, "{heads:?}: a head_dim above {MAX_HEAD_DIM}");
         let t = rows.blocks.rows;
         assert_eq!((rows.positions.len(), rows.sequences.len()), (t, t), "positions, sequences");
+        assert_eq!(rows.list.len(), rows.blocks.words.len(), "blocks");
         assert_eq!(sinks.len(), q_heads, "sinks");
         assert_eq!(q.len(), elements([t, q_heads, head_dim]), "q");
         assert_eq!(out.len(), q.len(), "out");
@@ -156,8 +166,7 @@ impl Cuda {
         let window = rows.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX));
         let (q_count, kv_count, dim) = (int(q_heads), int(kv_heads), int(head_dim));
         let group = q_heads / kv_heads;
-        let AttentionBlocks { blocks, singles, runs, .. } = rows.blocks;
-        let (singles, runs) = (*singles, *runs);
+        let (blocks, singles, runs) = (&rows.list, rows.blocks.singles, rows.blocks.runs);
 
         if runs > 0 {
             let list = blocks.slice(2 * singles..);

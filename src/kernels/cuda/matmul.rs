@@ -8,7 +8,7 @@ use crate::kernels::{Q8_BLOCK, elements};
 use half::bf16;
 
 /// Rows of x that the kernels for few take at once: `MATMUL(8)` is the largest.
-const FEW: usize = 8;
+pub const FEW_ROWS: usize = 8;
 
 /// Rows of the weight per block: `ROWS` in matmul.cuh.
 const ROWS: usize = 4;
@@ -74,7 +74,7 @@ impl Cuda {
         assert!(bias.is_none_or(|b| b.len() == rows), "bias");
         match weight {
             _ if t * rows == 0 => Ok(()),
-            _ if t <= FEW => self.matmul_few(out, weight, x, bias, rows, cols),
+            _ if t <= FEW_ROWS => self.matmul_few(out, weight, x, bias, rows, cols),
             CudaDense::Bf16(weight) => self.matmul_many(out, weight, x, bias, rows, cols),
             CudaDense::Q8 { quants, scales } => {
                 self.matmul_q8_many(out, quants, scales, x, bias, rows, cols)
@@ -104,7 +104,7 @@ impl Cuda {
             _ => "matmul_8",
         })?;
         // Within x and within the rows of a block, offsets are 32 bits wide.
-        int(FEW * cols + COLUMN_THREADS * MOST_AT_ONCE);
+        int(FEW_ROWS * cols + COLUMN_THREADS * MOST_AT_ONCE);
         let (tokens, o, i, none) = (int(t), int(rows), int(cols), 0u64);
         let mut call = kernel.call();
         call.arg(out);

@@ -20,15 +20,17 @@ mod matmul_q8;
 mod memory;
 mod moe;
 mod moe_grouped;
+mod recording;
 mod rms_norm;
 mod sample;
 mod tile;
 mod topk;
 
 pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
-pub use matmul::CudaDense;
+pub use matmul::{CudaDense, FEW_ROWS};
 pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
+pub use recording::Recording;
 pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
 
 // The one place that reaches for cudarc: by way of candle, so that there is one version of it.

@@ -1,12 +1,9 @@
 //! Routed experts: moe.cu for few tokens and for bf16 experts, moe_grouped.cu for many.
 
 use super::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, PushKernelArg};
-use super::{Cuda, CudaError, int};
+use super::{Cuda, CudaError, FEW_ROWS, int};
 use crate::kernels::{ExpertShape, MXFP4_BLOCK, SwigluParams, elements};
 use half::bf16;
-
-/// Up to this many tokens every (token, expert) pair reads its expert on its own: more of them share one.
-const FEW: usize = 8;
 
 /// Most tokens that moe_grouped.cu is given at once, which bounds its scratch memory: 380 MB for
 /// 4 experts per token and a width of 2880.
@@ -78,7 +75,7 @@ impl Cuda {
         assert_eq!(out.len(), elements([pairs, rows / 2]), "out");
         let (e, r, c, j) = (int(experts), int(rows), int(cols), int(k));
         match w {
-            CudaExperts::Mxfp4 { blocks, scales } if t <= FEW => {
+            CudaExperts::Mxfp4 { blocks, scales } if t <= FEW_ROWS => {
                 let kernel = self.kernel("moe_gate_up_mxfp4")?;
                 let mut call = kernel.call();
                 call.arg(out).arg(blocks).arg(scales).arg(bias).arg(x).arg(indices);
@@ -147,7 +144,7 @@ impl Cuda {
         assert_eq!(out.len(), elements([t, rows]), "out");
         let (e, r, c, j) = (int(experts), int(rows), int(cols), int(k));
         match w {
-            CudaExperts::Mxfp4 { blocks, scales } if t <= FEW => {
+            CudaExperts::Mxfp4 { blocks, scales } if t <= FEW_ROWS => {
                 let team = team(cols);
                 let (threads, of_team) = (team * k.min(MOST_THREADS / team), int(team));
                 let kernel = self.kernel("moe_down_mxfp4")?;

@@ -10,7 +10,7 @@
 # src/kernels/cuda is found by itself, and so is every `__global__ void name(` in it.
 #
 # EMULATOR_ORDER=ascending|descending is the order of threads and blocks, EMULATOR_MEMORY_MIB the size
-# of the device. EMULATOR_CXXFLAGS adds flags.
+# of the device. With EMULATOR_NO_CAPTURE streams cannot be captured. EMULATOR_CXXFLAGS adds flags.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)

@@ -24,9 +24,13 @@ enum Status {
     INVALID_IMAGE = 200,
     FILE_NOT_FOUND = 301,
     INVALID_HANDLE = 400,
+    ILLEGAL_STATE = 401,
     NOT_FOUND = 500,
     NOT_READY = 600,
     NOT_SUPPORTED = 801,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
+    CAPTURE_ISOLATION = 905,
 };
 
 struct Module { std::string source; };
@@ -38,6 +42,19 @@ using Clock = std::chrono::steady_clock;
 
 std::recursive_mutex emulator::device;
 static int context;
+
+// The graph that this thread captures: what would wait for the device or change its memory at once is
+// refused meanwhile, as the driver does in its thread-local mode, and ends the capture.
+static thread_local Graph *mine = nullptr;
+
+static bool refused(Graph *capture = mine) {
+    if (capture) capture->invalid = true;
+    return capture;
+}
+static Graph *captured(void *stream) {
+    auto known = stream_of(stream);
+    return known ? known->capture.get() : nullptr;
+}
 
 API int cuInit(unsigned) {
     static const bool once = (report_faults(), true);
@@ -73,7 +90,12 @@ API int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
 API int cuCtxGetCurrent(void **c) { *c = &context; return SUCCESS; }
 API int cuCtxSetCurrent(void *) { return SUCCESS; }
 API int cuCtxDestroy_v2(void *) { return SUCCESS; }
-API int cuCtxSynchronize() { Lock lock(device); run_everything(); return SUCCESS; }
+API int cuCtxSynchronize() {
+    Lock lock(device);
+    if (refused()) return CAPTURE_UNSUPPORTED;
+    run_everything();
+    return SUCCESS;
+}
 
 API int cuStreamCreate(void **stream, unsigned) { Lock lock(device); *stream = create_stream(); return SUCCESS; }
 API int cuStreamCreateWithPriority(void **stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
@@ -82,6 +104,7 @@ API int cuStreamSynchronize(void *handle) {
     Lock lock(device);
     auto stream = stream_of(handle);
     if (!stream) return INVALID_HANDLE;
+    if (refused(stream->capture.get())) return CAPTURE_UNSUPPORTED;
     if (handle == (void *)0 || handle == (void *)1)
         run_everything();
     else
@@ -92,6 +115,7 @@ API int cuStreamQuery(void *handle) {
     Lock lock(device);
     auto stream = stream_of(handle);
     if (!stream) return INVALID_HANDLE;
+    if (refused(stream->capture.get())) return CAPTURE_UNSUPPORTED;
     if (stream->done == stream->put) return SUCCESS;
     run_until(*stream, stream->done + 1);  // who asks again and again sees it go on
     return NOT_READY;
@@ -100,15 +124,55 @@ API int cuStreamWaitEvent(void *stream, void *e, unsigned) {
     Lock lock(device);
     auto *event = (Event *)e;
     if (!event->stream) return SUCCESS;  // never recorded: nothing to wait for
+    if (refused(captured(stream))) return CAPTURE_ISOLATION;  // for an event of before the capture
     put(stream, [behind = event->stream, position = event->position] { run_until(*behind, position); });
     return SUCCESS;
 }
-API int cuStreamIsCapturing(void *, int *status) { *status = 0; return SUCCESS; }
+API int cuStreamIsCapturing(void *stream, int *status) { Lock lock(device); *status = captured(stream) != nullptr; return SUCCESS; }
+API int cuStreamBeginCapture_v2(void *handle, int mode) {
+    Lock lock(device);
+    auto stream = stream_of(handle);
+    if (!stream || getenv("EMULATOR_NO_CAPTURE")) return stream ? NOT_SUPPORTED : INVALID_HANDLE;
+    if (handle == (void *)0 || handle == (void *)1) return CAPTURE_UNSUPPORTED;
+    if (stream->capture || mine || mode != 1) return ILLEGAL_STATE;  // 1: thread-local
+    stream->capture = std::make_shared<Graph>();
+    mine = stream->capture.get();
+    return SUCCESS;
+}
+API int cuStreamEndCapture(void *handle, void **graph) {
+    Lock lock(device);
+    auto stream = stream_of(handle);
+    *graph = nullptr;
+    if (!stream || !stream->capture || stream->capture.get() != mine) return ILLEGAL_STATE;
+    const auto captured = std::move(stream->capture);
+    stream->capture = nullptr;
+    mine = nullptr;
+    // The driver would take it, and refuse to start it a second time.
+    if (!captured->live.empty()) fprintf(stderr, "cuda emulator: captured memory is not freed again\n");
+    if (captured->invalid || !captured->live.empty()) return CAPTURE_INVALIDATED;
+    *graph = new std::shared_ptr<Graph>(captured);
+    return SUCCESS;
+}
+API int cuGraphInstantiateWithFlags(void **started, void *graph, unsigned long long) {
+    *started = new std::shared_ptr<Graph>(*(std::shared_ptr<Graph> *)graph);
+    return SUCCESS;
+}
+API int cuGraphDestroy(void *graph) { Lock lock(device); delete (std::shared_ptr<Graph> *)graph; return SUCCESS; }
+API int cuGraphExecDestroy(void *graph) { return cuGraphDestroy(graph); }
+API int cuGraphUpload(void *, void *) { return SUCCESS; }
+API int cuGraphLaunch(void *graph, void *stream) {
+    Lock lock(device);
+    put(stream, [graph = *(std::shared_ptr<Graph> *)graph] {
+        for (const auto &work : graph->work) work();
+    });
+    return SUCCESS;
+}
 API int cuEventCreate(void **event, unsigned) { *event = new Event; return SUCCESS; }
 API int cuEventDestroy_v2(void *event) { Lock lock(device); delete (Event *)event; return SUCCESS; }
 API int cuEventRecord(void *e, void *handle) {
     Lock lock(device);
     auto *event = (Event *)e;
+    if (refused(captured(handle))) return CAPTURE_UNSUPPORTED;
     event->stream = stream_of(handle);
     if (!event->stream) return INVALID_HANDLE;
     event->time = std::make_shared<Clock::time_point>();
@@ -142,13 +206,26 @@ API int cuEventElapsedTime_v2(float *ms, void *start, void *end) { return cuEven
 API int cuMemGetInfo_v2(size_t *free, size_t *total) { Lock lock(device); memory_info(free, total); return SUCCESS; }
 API int cuMemAlloc_v2(void **pointer, size_t bytes) {
     Lock lock(device);
+    if (refused()) return CAPTURE_UNSUPPORTED;
     if (bytes == 0) return INVALID_VALUE;
     *pointer = allocate(bytes);
     return *pointer ? SUCCESS : OUT_OF_MEMORY;
 }
-API int cuMemAllocAsync(void **pointer, size_t bytes, void *) { return cuMemAlloc_v2(pointer, bytes); }
+API int cuMemAllocAsync(void **pointer, size_t bytes, void *stream) {
+    Lock lock(device);
+    if (bytes == 0) return INVALID_VALUE;
+    *pointer = allocate(bytes);
+    if (!*pointer) return OUT_OF_MEMORY;
+    if (Graph *graph = captured(stream)) {
+        graph->memory.push_back(*pointer);
+        graph->live.insert(*pointer);
+        put(stream, [pointer = *pointer] { permit(pointer); });
+    }
+    return SUCCESS;
+}
 API int cuMemFree_v2(void *pointer) {
     Lock lock(device);
+    if (refused()) return CAPTURE_UNSUPPORTED;
     run_everything();
     return !pointer || release(pointer) ? SUCCESS : INVALID_VALUE;
 }
@@ -156,6 +233,15 @@ API int cuMemFreeAsync(void *pointer, void *stream) {
     Lock lock(device);
     if (!pointer) return SUCCESS;
     if (!allocated(pointer, 1)) return INVALID_VALUE;
+    if (Graph *graph = captured(stream)) {
+        if (!graph->live.erase(pointer)) {
+            fprintf(stderr, "cuda emulator: memory of before the capture is freed in it\n");
+            refused(graph);
+            return INVALID_VALUE;
+        }
+        put(stream, [pointer] { forbid(pointer); });
+        return SUCCESS;
+    }
     put(stream, [pointer] {
         if (!release(pointer)) fail("memory was freed twice");
     });
@@ -210,6 +296,7 @@ static const void *still_there(const void *pointer, size_t bytes) {
 
 API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     Lock lock(device);
+    if (refused(captured(stream))) return CAPTURE_UNSUPPORTED;
     if (bytes && !allocated(to, bytes)) return INVALID_VALUE;
     if (is_pinned(from, bytes)) {
         put(stream, [=] { memcpy(still_there(to, bytes), from, bytes); });
@@ -221,6 +308,7 @@ API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *str
 }
 API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     Lock lock(device);
+    if (refused(captured(stream))) return CAPTURE_UNSUPPORTED;
     if (bytes && !allocated(from, bytes)) return INVALID_VALUE;
     put(stream, [=] { memcpy(to, still_there(from, bytes), bytes); });
     // Ordinary memory is written before the call returns.
@@ -298,6 +386,9 @@ API int cuGetErrorName(int status, const char **text) {
         case INVALID_VALUE: *text = "CUDA_ERROR_INVALID_VALUE"; break;
         case OUT_OF_MEMORY: *text = "CUDA_ERROR_OUT_OF_MEMORY"; break;
         case INVALID_DEVICE: *text = "CUDA_ERROR_INVALID_DEVICE"; break;
+        case CAPTURE_UNSUPPORTED: *text = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; break;
+        case CAPTURE_INVALIDATED: *text = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"; break;
+        case CAPTURE_ISOLATION: *text = "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"; break;
         case INVALID_HANDLE: *text = "CUDA_ERROR_INVALID_HANDLE"; break;
         case NOT_READY: *text = "CUDA_ERROR_NOT_READY"; break;
         case INVALID_IMAGE: *text = "CUDA_ERROR_INVALID_IMAGE"; break;

@@ -63,10 +63,24 @@ static bool intact(const char *start, const char *end) {
     return true;
 }
 
+static void protect(const Allocation &allocation, int access) {
+    if (mprotect(allocation.mapping + page(), allocation.mapped - 2 * page(), access) != 0)
+        fail("the memory of an allocation cannot be protected");
+}
+
+void forbid(void *pointer) { protect(allocations.at((char *)pointer), PROT_NONE); }
+
+void permit(void *pointer) {
+    const Allocation &allocation = allocations.at((char *)pointer);
+    protect(allocation, PROT_READ | PROT_WRITE);
+    memset(pointer, 0xff, allocation.bytes);
+}
+
 bool release(void *pointer) {
     auto found = allocations.find((char *)pointer);
     if (found == allocations.end()) return false;
     const auto [start, allocation] = *found;
+    protect(allocation, PROT_READ | PROT_WRITE);
     const char *end = allocation.mapping + allocation.mapped - page();
     if (!intact(allocation.mapping + page(), start) || !intact(start + allocation.bytes, end)) {
         fprintf(stderr, "cuda emulator: allocation of %zu bytes\n", allocation.bytes);

@@ -13,6 +13,9 @@ namespace emulator {
 void *allocate(size_t bytes);
 // False for a pointer that is no allocation.
 bool release(void *pointer);
+// Makes an allocation memory that is none, and fresh memory again. It stays where it is.
+void forbid(void *pointer);
+void permit(void *pointer);
 // Whether `bytes` from `pointer` lie within one allocation.
 bool allocated(const void *pointer, size_t bytes);
 void memory_info(size_t *free, size_t *total);

@@ -19,7 +19,6 @@ int cuMemGetInfo_v2(size_t *, size_t *);
 int cuMemcpyHtoD_v2(void *, const void *, size_t);
 int cuModuleLoadData(void **, const void *);
 int cuModuleGetFunction(void **, void *, const char *);
-int cuFuncSetAttribute(void *, int, int);
 int cuCtxSynchronize();
 int cuMemAllocAsync(void **, size_t, void *);
 int cuMemFreeAsync(void *, void *);
@@ -31,6 +30,14 @@ int cuStreamCreate(void **, unsigned);
 int cuStreamDestroy_v2(void *);
 int cuStreamSynchronize(void *);
 int cuStreamWaitEvent(void *, void *, unsigned);
+int cuMemcpyDtoDAsync_v2(void *, const void *, size_t, void *);
+int cuStreamIsCapturing(void *, int *);
+int cuStreamBeginCapture_v2(void *, int);
+int cuStreamEndCapture(void *, void **);
+int cuGraphInstantiateWithFlags(void **, void *, unsigned long long);
+int cuGraphDestroy(void *);
+int cuGraphExecDestroy(void *);
+int cuGraphLaunch(void *, void *);
 int cuEventCreate(void **, unsigned);
 int cuEventDestroy_v2(void *);
 int cuEventRecord(void *, void *);
@@ -252,6 +259,64 @@ static void check_streams() {
     cuStreamDestroy_v2(second);
 }
 
+// What is recorded runs when it is started, every time anew; what cannot be recorded is refused.
+static void check_captures() {
+    enum { UNSUPPORTED = 900, INVALIDATED = 901, ISOLATION = 905 };
+    void *stream, *other, *graph, *started, *event, *temporary;
+    cuStreamCreate(&stream, 0);
+    cuStreamCreate(&other, 0);
+    cuEventCreate(&event, 0);
+    cuEventRecord(event, other);
+    float *x = device<float>(1), *y = device<float>(1);
+    const auto begin = [&] { return cuStreamBeginCapture_v2(stream, 1); };
+    const auto refuses = [&](int status, int expected) {
+        return status == expected && cuStreamEndCapture(stream, &graph) == INVALIDATED && !graph;
+    };
+    int capturing;
+    CHECK(begin() == 0 && begin() == 401);
+    cuStreamIsCapturing(stream, &capturing);
+    CHECK(capturing == 1);
+    CHECK(cuMemAllocAsync(&temporary, 4, stream) == 0);
+    CHECK(cuMemcpyDtoDAsync_v2(temporary, x, 4, stream) == 0);
+    CHECK(cuMemcpyDtoDAsync_v2(y, temporary, 4, stream) == 0);
+    CHECK(cuMemFreeAsync(temporary, stream) == 0);
+    CHECK(cuStreamEndCapture(stream, &graph) == 0 && graph);
+    CHECK(cuGraphInstantiateWithFlags(&started, graph, 0) == 0 && cuGraphDestroy(graph) == 0);
+    cuStreamSynchronize(stream);
+    CHECK(std::isnan(*y));
+    for (const float value : {1.0f, 2.0f}) {
+        *x = value;
+        CHECK(cuGraphLaunch(started, other) == 0);
+        cuStreamSynchronize(other);
+        CHECK(*y == value);
+    }
+    // Memory of a recording is there only while it runs.
+    CHECK(has(dies([&] { run("access", 1, 1, 0, temporary, 0, 1); }), "no device memory"));
+    cuGraphLaunch(started, other);
+    CHECK(cuGraphExecDestroy(started) == 0);
+    cuStreamSynchronize(other);
+
+    CHECK(begin() == 0 && refuses(cuStreamSynchronize(stream), UNSUPPORTED));
+    CHECK(begin() == 0 && refuses(cuMemcpyHtoDAsync_v2(x, &capturing, 4, stream), UNSUPPORTED));
+    CHECK(begin() == 0 && refuses(cuMemcpyDtoHAsync_v2(&capturing, x, 4, stream), UNSUPPORTED));
+    CHECK(begin() == 0 && refuses(cuMemAlloc_v2(&temporary, 4), UNSUPPORTED));
+    CHECK(begin() == 0 && refuses(cuMemFree_v2(x), UNSUPPORTED));
+    CHECK(begin() == 0 && refuses(cuMemFreeAsync(x, stream), 1));
+    CHECK(begin() == 0 && refuses(cuStreamWaitEvent(stream, event, 0), ISOLATION));
+    CHECK(begin() == 0 && refuses(cuMemAllocAsync(&temporary, 4, stream), 0));  // and not freed
+    // Another thread goes on as before.
+    CHECK(begin() == 0);
+    std::thread([&] { CHECK(cuMemAlloc_v2(&temporary, 4) == 0 && cuMemFree_v2(temporary) == 0); }).join();
+    CHECK(cuStreamEndCapture(stream, &graph) == 0 && cuGraphDestroy(graph) == 0);
+    setenv("EMULATOR_NO_CAPTURE", "1", 1);
+    CHECK(begin() == 801 && cuStreamEndCapture(stream, &graph) == 401);
+    unsetenv("EMULATOR_NO_CAPTURE");
+    CHECK(cuMemFree_v2(x) == 0 && cuMemFree_v2(y) == 0);
+    cuEventDestroy_v2(event);
+    cuStreamDestroy_v2(stream);
+    cuStreamDestroy_v2(other);
+}
+
 int main() {
     cuInit(0);
     if (cuModuleLoadData(&module, "EMULATED faults.cu") != 0) abort();
@@ -260,6 +325,7 @@ int main() {
         setenv("EMULATOR_ORDER", o, 1);
         check_order();
         check_streams();
+        check_captures();
     }
     printf("%s\n", failures ? "the emulator is broken" : "the emulator notices every planted fault");
     return failures != 0;

@@ -1,6 +1,6 @@
 #include "streams.h"
+#include "memory.h"
 #include <map>
-#include <vector>
 
 namespace emulator {
 
@@ -10,6 +10,10 @@ constexpr size_t LONGEST = 4096;
 static std::map<void *, std::shared_ptr<Stream>> created;
 // Those of threads, which stay when a thread ends with work in them.
 static std::vector<std::shared_ptr<Stream>> of_threads;
+
+Graph::~Graph() {
+    for (void *pointer : memory) release(pointer);
+}
 
 std::shared_ptr<Stream> stream_of(void *handle) {
     if (handle == (void *)0 || handle == (void *)1) {
@@ -60,6 +64,10 @@ void put(void *handle, std::function<void()> work) {
     if (handle == (void *)0 || handle == (void *)1) {
         run_everything();
         work();
+        return;
+    }
+    if (stream->capture) {
+        stream->capture->work.push_back(std::move(work));
         return;
     }
     stream->queue.push_back(std::move(work));

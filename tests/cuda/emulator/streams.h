@@ -9,12 +9,30 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <set>
+#include <vector>
 
 namespace emulator {
+
+// What a stream was given while it was captured, to be run again and again. Memory that was allocated
+// meanwhile is the graph's and stays where it is: fresh when its allocation runs, gone when it is freed.
+struct Graph {
+    std::vector<std::function<void()>> work;
+    std::vector<void *> memory;
+    // Allocated and not freed again.
+    std::set<void *> live;
+    // Something was asked for that a capture cannot have.
+    bool invalid = false;
+    Graph() = default;
+    Graph(const Graph &) = delete;
+    ~Graph();
+};
 
 struct Stream {
     std::deque<std::function<void()>> queue;
     uint64_t put = 0, done = 0;
+    // Where work goes instead, while it is captured.
+    std::shared_ptr<Graph> capture;
 };
 
 struct Event {
@@ -30,7 +48,7 @@ std::shared_ptr<Stream> stream_of(void *handle);
 void *create_stream();
 void destroy_stream(void *handle);
 
-// Puts `work` behind all that `handle` was given before.
+// Puts `work` behind all that `handle` was given before, or into the graph it is captured in.
 void put(void *handle, std::function<void()> work);
 // Runs all of it up to `position`, or at all; with whatever it waits for.
 void run_until(Stream &stream, uint64_t position);
