@@ -285,9 +285,10 @@ impl Bench<'_> {
         let (config, dtype) = (self.model.config(), self.args.kv_dtype);
         let scales = (0..config.num_hidden_layers()).map(|layer| self.checkpoint.kv_scales(layer));
         let scales: Option<Vec<KvScales>> = scales.collect::<Result<_, _>>()?;
-        self.cache_bytes = self.cache_bytes.max(pages * KvCache::page_bytes(config, dtype));
         let cache = KvCacheConfig { dtype, pages, scales };
-        Ok(KvCache::new(config, &cache, self.model.device())?)
+        let cache = KvCache::new(config, &cache, self.model.device())?;
+        self.cache_bytes = self.cache_bytes.max(pages * KvCache::page_bytes(config, dtype));
+        Ok(cache)
     }
 }
 
