@@ -28,6 +28,8 @@ pub(crate) struct Bench {
     copy: RefCell<CudaSlice<u8>>,
     copy_seconds: f64,
     cases: Cell<usize>,
+    /// Cases whose results were not finite.
+    wrong: Cell<usize>,
 }
 
 /// What a call of a case does.
@@ -51,8 +53,8 @@ impl Bench {
         let cuda = Cuda::new(device.cuda_stream(), device.cublas_handle())?;
         let copied = cuda.stream().alloc_zeros(sizes.copied)?;
         let copy = RefCell::new(cuda.stream().alloc_zeros(sizes.copied)?);
-        let (copy_seconds, cases) = (f64::INFINITY, Cell::new(0));
-        let mut bench = Bench { cuda, filter, small, copied, copy, copy_seconds, cases };
+        let (copy_seconds, cases, wrong) = (f64::INFINITY, Cell::new(0), Cell::new(0));
+        let mut bench = Bench { cuda, filter, small, copied, copy, copy_seconds, cases, wrong };
         bench.copy_seconds = bench.time(|_| bench.copy())?;
         let context = bench.cuda.stream().context();
         let (major, minor) = context.compute_capability()?;
@@ -78,11 +80,12 @@ impl Bench {
     }
 
     /// Times `call(i, out)`, the i-th call, and prints its line of the table, when the filter is the
-    /// beginning of its name and rows.
+    /// beginning of its name and rows. Where `out` is not finite it says so, which [`Bench::finish`] makes
+    /// an error.
     ///
     /// # Errors
     ///
-    /// What the driver refuses, and values in `out` that are not finite.
+    /// What the driver refuses.
     pub(crate) fn case(
         &self,
         name: &str,
@@ -119,16 +122,25 @@ impl Bench {
             100.0 * rate / self.copy_rate(),
         );
         let values = self.cuda.stream().clone_dtoh(out)?;
-        match values.iter().position(|value| !value.is_finite()) {
-            Some(at) => Err(format!("{name}: value {at} of {rows} rows is {}", values[at]).into()),
-            None => Ok(()),
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            println!(
+                "NO TIME OF {name} WITH {rows} ROWS: value {at} of the result is {}",
+                values[at]
+            );
+            self.wrong.set(self.wrong.get() + 1);
         }
+        Ok(())
     }
 
-    /// Says so when nothing was measured.
+    /// # Errors
+    ///
+    /// When there was no case, or one whose result was not finite.
     pub(crate) fn finish(&self) -> Result<()> {
-        match self.cases.get() {
-            0 => Err(format!("the name of no case begins with {:?}", self.filter).into()),
+        match (self.cases.get(), self.wrong.get()) {
+            (0, _) => Err(format!("no case begins with {:?}", self.filter).into()),
+            (cases, wrong) if wrong > 0 => {
+                Err(format!("the results of {wrong} of {cases} cases are not finite").into())
+            }
             _ => Ok(()),
         }
     }
