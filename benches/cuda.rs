@@ -131,10 +131,16 @@ fn run() -> Result<()> {
 
 fn main() -> ExitCode {
     let Err(error) = run() else { return ExitCode::SUCCESS };
-    eprintln!("error: {error}");
+    let mut told = error.to_string();
+    eprintln!("error: {told}");
     let mut cause = error.source();
     while let Some(error) = cause {
-        eprintln!("  caused by: {error}");
+        let text = error.to_string();
+        // An error may have its cause in its own text.
+        if !told.contains(&text) {
+            eprintln!("  caused by: {text}");
+            told = text;
+        }
         cause = error.source();
     }
     ExitCode::FAILURE
