@@ -211,26 +211,27 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn measure(&mut self, test: Test) -> Result<Value, Box<dyn Error>> {
-        let Test { name, tokens, depth, batch, chunk } = test;
+        let Test { name, tokens, depth, batch, .. } = test;
         let mut seconds = Vec::new();
         for repetition in 0..=self.args.repetitions {
-            let mut sequences = match self.sequences(test) {
-                Ok(sequences) => sequences,
+            let taken = match self.repeat(test) {
+                Ok(taken) => taken,
                 // A device may have no room for one test and for the next.
-                Err(error) if !self.model.device().is_cpu() => {
-                    return Ok(json!({"test": label(test), "skipped": error.to_string()}));
+                Err(error) if lacks_memory(&*error) && !self.model.device().is_cpu() => {
+                    eprintln!("{}: skipped: {error}", label(test));
+                    let reason = "not enough memory on the device";
+                    return Ok(json!({"test": label(test), "skipped": reason}));
                 }
                 Err(error) => return Err(error),
             };
-            self.model.device().synchronize()?;
-            let started = Instant::now();
-            feed(&self.model, &mut sequences, tokens, chunk)?;
             if repetition > 0 {
-                seconds.push(started.elapsed().as_secs_f64());
+                seconds.push(taken);
             }
         }
         let rates: Vec<f64> = seconds.iter().map(|s| (tokens * batch) as f64 / s).collect();
         let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+        // The table comes at the end, which a failure may prevent.
+        eprintln!("{}: {mean:.2} tokens/s", label(test));
         let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>();
         let deviation = (variance / (rates.len().max(2) - 1) as f64).sqrt();
         let mut result = json!({
@@ -244,6 +245,15 @@ impl Bench<'_> {
             result["gigabytes_per_second"] = json!(bytes as f64 * mean / batch as f64 / 1e9);
         }
         Ok(result)
+    }
+
+    /// Seconds that a test takes once.
+    fn repeat(&mut self, test: Test) -> Result<f64, Box<dyn Error>> {
+        let mut sequences = self.sequences(test)?;
+        self.model.device().synchronize()?;
+        let started = Instant::now();
+        feed(&self.model, &mut sequences, test.tokens, test.chunk)?;
+        Ok(started.elapsed().as_secs_f64())
     }
 
     /// What a test starts from: sequences of `depth` tokens.
@@ -275,10 +285,17 @@ impl Bench<'_> {
         let (config, dtype) = (self.model.config(), self.args.kv_dtype);
         let scales = (0..config.num_hidden_layers()).map(|layer| self.checkpoint.kv_scales(layer));
         let scales: Option<Vec<KvScales>> = scales.collect::<Result<_, _>>()?;
-        self.cache_bytes = self.cache_bytes.max(pages * KvCache::page_bytes(config, dtype));
         let cache = KvCacheConfig { dtype, pages, scales };
-        Ok(KvCache::new(config, &cache, self.model.device())?)
+        let cache = KvCache::new(config, &cache, self.model.device())?;
+        self.cache_bytes = self.cache_bytes.max(pages * KvCache::page_bytes(config, dtype));
+        Ok(cache)
     }
+}
+
+/// Whether the driver had no memory left.
+fn lacks_memory(error: &(dyn Error + 'static)) -> bool {
+    let mut chain = std::iter::successors(Some(error), |error| (*error).source());
+    chain.any(|error| error.to_string().contains("CUDA_ERROR_OUT_OF_MEMORY"))
 }
 
 fn label(test: Test) -> String {

@@ -1,0 +1,125 @@
+//! What every layer and every step does outside of attention and experts.
+
+use crate::data::{Rng, part};
+use crate::timing::{Bench, Work};
+use crate::{Result, Sizes};
+use gpt_oss_puzzle::kernels::Draw;
+
+/// Different tokens of the embedding: their rows are in no cache when they come again.
+const TOKENS: usize = 1 << 20;
+
+pub(crate) fn run(bench: &Bench, sizes: &Sizes) -> Result<()> {
+    embedding(bench, sizes)?;
+    norms(bench, sizes)?;
+    matmul(bench, sizes)?;
+    topk(bench, sizes)?;
+    sample(bench, sizes)
+}
+
+fn embedding(bench: &Bench, sizes: &Sizes) -> Result<()> {
+    if !bench.wants("embedding") {
+        return Ok(());
+    }
+    let (vocab, hidden) = (sizes.config.vocab_size, sizes.config.hidden_size);
+    let table = bench.bf16s(vocab * hidden)?;
+    let tokens = bench.random(TOKENS, |rng| rng.below(vocab) as u32)?;
+    for &rows in sizes.rows {
+        let work = Work { rows, bytes: rows * hidden * (2 + 4), flops: 0 };
+        bench.case("embedding", work, &mut bench.nans(rows * hidden)?, |i, out| {
+            bench.cuda.embedding(out, &table.as_view(), &part(&tokens, i, rows), hidden)
+        })?;
+    }
+    Ok(())
+}
+
+fn norms(bench: &Bench, sizes: &Sizes) -> Result<()> {
+    let (hidden, eps) = (sizes.config.hidden_size, sizes.config.rms_norm_eps as f32);
+    let weight = bench.floats(hidden)?;
+    for &rows in sizes.rows {
+        let x = bench.floats(rows * hidden)?;
+        let work = Work { rows, bytes: 4 * (2 * x.len() + hidden), flops: 0 };
+        bench.case("rms_norm", work, &mut bench.nans(x.len())?, |_, out| {
+            bench.cuda.rms_norm(out, &x.as_view(), &weight.as_view(), eps)
+        })?;
+    }
+    for &rows in sizes.rows {
+        let (mut x, delta) = (bench.floats(rows * hidden)?, bench.floats(rows * hidden)?);
+        let work = Work { rows, bytes: 4 * (4 * delta.len() + hidden), flops: 0 };
+        bench.case("add_rms_norm", work, &mut bench.nans(delta.len())?, |_, out| {
+            let x = &mut x.as_view_mut();
+            bench.cuda.add_rms_norm(x, &delta.as_view(), out, &weight.as_view(), eps)
+        })?;
+    }
+    Ok(())
+}
+
+fn matmul(bench: &Bench, sizes: &Sizes) -> Result<()> {
+    if !bench.wants("matmul") {
+        return Ok(());
+    }
+    let config = &sizes.config;
+    let (vocab, hidden, dim) = (config.vocab_size, config.hidden_size, config.head_dim);
+    let (queries, keys) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
+    // The head's weight is the largest; the others are parts of the same array.
+    let weights = bench.bf16s(vocab.max(queries) * hidden)?;
+    for (name, outputs, inputs) in [
+        ("q", queries, hidden),
+        ("k", keys, hidden),
+        ("o", hidden, queries),
+        ("router", sizes.experts()[0], hidden),
+        ("head", vocab, hidden),
+    ] {
+        let bias = bench.floats(outputs)?;
+        for &rows in sizes.product_rows {
+            let x = bench.floats(rows * inputs)?;
+            let weight = outputs * inputs;
+            let bytes = 2 * weight + 4 * (outputs + rows * (inputs + outputs));
+            let work = Work { rows, bytes, flops: 2 * rows * weight };
+            let name = format!("matmul {name} {outputs} x {inputs}");
+            bench.case(&name, work, &mut bench.nans(rows * outputs)?, |i, out| {
+                let (weight, bias) = (part(&weights, i, weight), bias.as_view());
+                // The head has no bias.
+                let bias = (outputs != vocab).then_some(&bias);
+                bench.cuda.matmul(out, &weight, &x.as_view(), bias, outputs, inputs)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn topk(bench: &Bench, sizes: &Sizes) -> Result<()> {
+    let k = sizes.config.num_experts_per_tok;
+    for &experts in &sizes.experts() {
+        for &rows in sizes.rows {
+            let logits = bench.floats(rows * experts)?;
+            let mut indices = bench.same(0u32, rows * k)?;
+            let work = Work { rows, bytes: 4 * rows * (experts + 2 * k), flops: 0 };
+            let name = format!("topk_softmax {k} of {experts}");
+            bench.case(&name, work, &mut bench.nans(rows * k)?, |_, weights| {
+                let (indices, logits) = (&mut indices.as_view_mut(), &logits.as_view());
+                bench.cuda.topk_softmax(indices, weights, logits, experts, k)
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn sample(bench: &Bench, sizes: &Sizes) -> Result<()> {
+    if !bench.wants("sample") {
+        return Ok(());
+    }
+    let (vocab, mut rng) = (sizes.config.vocab_size, Rng(0x5eed));
+    for &rows in sizes.draws {
+        let logits = bench.random(rows * vocab, |rng| 8.0 * rng.float())?;
+        let mut tokens = bench.same(0u32, rows)?;
+        let draw =
+            |rng: &mut Rng| Draw { uniform: f64::from(rng.float().abs()), ..Draw::default() };
+        let draws: Vec<Draw<'_>> = (0..rows).map(|_| draw(&mut rng)).collect();
+        let work = Work { rows, bytes: 4 * rows * (vocab + 2), flops: 0 };
+        bench.case("sample", work, &mut bench.nans(rows)?, |_, logprobs| {
+            let (tokens, logits) = (&mut tokens.as_view_mut(), &logits.as_view());
+            bench.cuda.sample(tokens, logprobs, logits, &draws)
+        })?;
+    }
+    Ok(())
+}
