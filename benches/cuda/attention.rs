@@ -3,8 +3,8 @@
 use crate::data::{Rng, part};
 use crate::timing::{Bench, Work};
 use crate::{Result, Sizes};
-use gpt_oss_puzzle::kernels::cuda::RowsOnDevice;
 use gpt_oss_puzzle::kernels::cuda::cudarc::driver::CudaSlice;
+use gpt_oss_puzzle::kernels::cuda::{AttentionBlocks, RowsOnDevice};
 use gpt_oss_puzzle::kernels::{HeadShape, KvFormat, NO_PAGE, PAGE_TOKENS};
 use half::bf16;
 
@@ -102,7 +102,8 @@ impl Cache<'_> {
 
         let positions: Vec<u32> = rows.iter().map(|row| row.1 as u32).collect();
         let of_rows: Vec<u32> = rows.iter().map(|row| row.0 as u32).collect();
-        let blocks = bench.cuda.attention_blocks(&of_rows)?;
+        let blocks = AttentionBlocks::new(&of_rows);
+        let list = bench.upload(blocks.words())?;
         let (positions, of_rows) = (bench.upload(&positions)?, bench.upload(&of_rows)?);
         let tables = bench.upload(&tables)?;
         let on_device = RowsOnDevice {
@@ -111,6 +112,7 @@ impl Cache<'_> {
             page_tables: tables.as_view(),
             table_stride: stride,
             blocks: &blocks,
+            list: list.as_view(),
             window,
             longest,
         };

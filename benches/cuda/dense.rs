@@ -3,7 +3,8 @@
 use crate::data::{Rng, part};
 use crate::timing::{Bench, Work};
 use crate::{Result, Sizes};
-use gpt_oss_puzzle::kernels::Draw;
+use gpt_oss_puzzle::kernels::cuda::CudaDense;
+use gpt_oss_puzzle::kernels::{Draw, Q8_BLOCK};
 
 /// Different tokens of the embedding: their rows are in no cache when they come again.
 const TOKENS: usize = 1 << 20;
@@ -62,6 +63,7 @@ fn matmul(bench: &Bench, sizes: &Sizes) -> Result<()> {
     let (queries, keys) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
     // The head's weight is the largest; the others are parts of the same array.
     let weights = bench.bf16s(vocab.max(queries) * hidden)?;
+    let quants = bench.random(vocab.max(queries) * hidden, |rng| rng.bits() as i8)?;
     for (name, outputs, inputs) in [
         ("q", queries, hidden),
         ("k", keys, hidden),
@@ -70,14 +72,25 @@ fn matmul(bench: &Bench, sizes: &Sizes) -> Result<()> {
         ("head", vocab, hidden),
     ] {
         let bias = bench.floats(outputs)?;
-        for &rows in sizes.product_rows {
+        let n = outputs * inputs;
+        let form = |q8| sizes.product_rows.iter().map(move |&rows| (q8, rows));
+        let forms = form(false).chain(form(true));
+        for (q8, rows) in forms {
             let x = bench.floats(rows * inputs)?;
-            let weight = outputs * inputs;
-            let bytes = 2 * weight + 4 * (outputs + rows * (inputs + outputs));
-            let work = Work { rows, bytes, flops: 2 * rows * weight };
-            let name = format!("matmul {name} {outputs} x {inputs}");
+            let weight = if q8 { n + n / Q8_BLOCK * 2 } else { 2 * n };
+            let bytes = weight + 4 * (outputs + rows * (inputs + outputs));
+            let work = Work { rows, bytes, flops: 2 * rows * n };
+            let form = if q8 { "matmul_q8" } else { "matmul" };
+            let name = format!("{form} {name} {outputs} x {inputs}");
             bench.case(&name, work, &mut bench.nans(rows * outputs)?, |i, out| {
-                let (weight, bias) = (part(&weights, i, weight), bias.as_view());
+                let bias = bias.as_view();
+                let weight = match q8 {
+                    false => CudaDense::Bf16(part(&weights, i, n)),
+                    true => CudaDense::Q8 {
+                        quants: part(&quants, i, n),
+                        scales: part(&weights, i, n / Q8_BLOCK),
+                    },
+                };
                 // The head has no bias.
                 let bias = (outputs != vocab).then_some(&bias);
                 bench.cuda.matmul(out, &weight, &x.as_view(), bias, outputs, inputs)

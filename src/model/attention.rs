@@ -61,11 +61,10 @@ impl Attention {
     pub(super) fn forward(&self, x: &Tensor, layer: usize, step: &Step<'_>) -> Result<Tensor> {
         let Step { engine, cache, rows } = step;
         let (pages, heads, format) = (cache.words(), cache.heads(), cache.format(layer));
-        let q = self.q_proj.forward(x, engine)?; // [T, Q·D]
-        let k = self.k_proj.forward(x, engine)?; // [T, K·D]
-        let v = self.v_proj.forward(x, engine)?; // [T, K·D]
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj].map(Linear::projection);
+        let qkv = ops::matmul_each(engine, x, projections)?; // [T·Q·D], then twice [T·K·D]
         let write = CacheWrite { pages, rows, layer, heads, format };
-        ops::rope_kv_write(engine, &q, &k, &v, &write)?;
+        let q = ops::rope_kv_write(engine, &qkv, &write)?; // [T, Q·D]
 
         let (window, sinks) = (self.window, self.sinks.slice());
         let scale = (self.head_dim as f32).sqrt().recip();

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::kernels::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::Upload;
-use crate::ops::{self, Engine};
+use crate::ops::{self, Engine, Projection};
 use crate::weights::Checkpoint;
 use candle_core::Tensor;
 
@@ -53,7 +53,11 @@ impl Linear {
 
     /// `x: [T, cols]` to `[T, rows]`.
     pub(super) fn forward(&self, x: &Tensor, engine: &Engine) -> Result<Tensor> {
+        Ok(ops::matmul(engine, x, self.projection())?)
+    }
+
+    pub(super) fn projection(&self) -> Projection<'_> {
         let bias = self.bias.as_ref().map(Vector::slice);
-        Ok(ops::matmul(engine, x, self.weight.matrix(), bias, self.rows, self.cols)?)
+        Projection { weight: self.weight.matrix(), bias, rows: self.rows }
     }
 }

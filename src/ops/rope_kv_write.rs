@@ -3,11 +3,11 @@
 
 #[cfg(feature = "cuda")]
 use super::cuda::{change, on_device, view, view_mut};
-use super::{Engine, Rows, f32_slice, f32_slice_mut, u32_slice_mut};
+use super::{Engine, Rows, f32_slice_mut, u32_slice_mut};
 use crate::kernels::{HeadShape, KvFormat};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, InplaceOp1, InplaceOp3, Layout, Result, Tensor};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 /// What a cache write needs beside the queries, keys and values.
 pub(crate) struct CacheWrite<'a> {
@@ -28,48 +28,44 @@ struct RopeKvWrite<'a> {
     write: &'a CacheWrite<'a>,
 }
 
-impl InplaceOp3 for RopeKvWrite<'_> {
+impl CacheWrite<'_> {
+    /// Elements of the queries, and of the keys or values, of `n` in all.
+    fn lengths(&self, n: usize) -> (usize, usize) {
+        let HeadShape { q_heads, kv_heads, .. } = self.heads;
+        let of_head = n / (q_heads + 2 * kv_heads);
+        (q_heads * of_head, kv_heads * of_head)
+    }
+}
+
+impl InplaceOp1 for RopeKvWrite<'_> {
     fn name(&self) -> &'static str {
         "rope_kv_write"
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &mut CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<()> {
+    fn cpu_fwd(&self, qkv: &mut CpuStorage, layout: &Layout) -> Result<()> {
         let CacheWrite { pages, rows, heads, .. } = *self.write;
-        let cpu = self.engine.cpu()?;
-        let mut k = f32_slice(k, k_layout)?.to_vec();
-        let v = f32_slice(v, v_layout)?;
+        let (cpu, qkv) = (self.engine.cpu()?, f32_slice_mut(qkv, layout)?);
+        let (queries, keys) = self.write.lengths(qkv.len());
+        let (q, kv) = qkv.split_at_mut(queries);
+        let (k, v) = kv.split_at_mut(keys);
         let (cos, sin) = rows.angles();
-        cpu.rope(f32_slice_mut(q, q_layout)?, cos, sin, heads.q_heads, heads.head_dim);
-        cpu.rope(&mut k, cos, sin, heads.kv_heads, heads.head_dim);
-        pages.inplace_op1(&KvWrite { engine: self.engine, write: self.write, k: &k, v })
+        cpu.rope(q, cos, sin, heads.q_heads, heads.head_dim);
+        cpu.rope(k, cos, sin, heads.kv_heads, heads.head_dim);
+        pages.inplace_op1(&KvWrite { engine: self.engine, write: self.write, k, v })
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        q: &mut CudaStorage,
-        q_layout: &Layout,
-        k: &CudaStorage,
-        k_layout: &Layout,
-        v: &CudaStorage,
-        v_layout: &Layout,
-    ) -> Result<()> {
+    fn cuda_fwd(&self, qkv: &mut CudaStorage, layout: &Layout) -> Result<()> {
         let CacheWrite { pages, rows, layer, heads, format } = *self.write;
         let cuda = self.engine.cuda()?;
-        let (k, v) = (view(k, k_layout)?, view(v, v_layout)?);
         let rows = rows.on_device()?;
-        let (words, layout) = rows.words().storage_and_layout();
-        let rows = rows.parts(view(on_device(&words)?, layout)?);
+        let (words, words_layout) = rows.words().storage_and_layout();
+        let rows = rows.parts(view(on_device(&words)?, words_layout)?);
         let ((cos, sin), slots) = (rows.angles(), rows.slots(layer));
-        let mut q = view_mut(q, q_layout)?;
+        let mut qkv = view_mut(qkv, layout)?;
+        let (queries, keys) = self.write.lengths(qkv.len());
+        let (mut q, kv) = qkv.split_at_mut(queries);
+        let (k, v) = (kv.slice(..keys), kv.slice(keys..));
         change(pages, |pages, layout| {
             let mut pages = view_mut(pages, layout)?;
             cuda.rope_kv_write(&mut q, &k, &v, &cos, &sin, &mut pages, &slots, heads, format)?;
@@ -99,14 +95,15 @@ impl InplaceOp1 for KvWrite<'_> {
     }
 }
 
-/// Rotates `q: [T, Q · D]` in place, and stores row t of the rotated `k` and of `v: [T, K · D]` in the
-/// cache.
+/// `qkv` holds the queries of T rows, `[T, Q · D]`, then their keys and their values, `[T, K · D]` each.
+/// Rotates queries and keys, stores keys and values in the cache, and returns the queries.
 pub(crate) fn rope_kv_write(
     engine: &Engine,
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
+    qkv: &Tensor,
     write: &CacheWrite<'_>,
-) -> Result<()> {
-    q.inplace_op3(k, v, &RopeKvWrite { engine, write })
+) -> Result<Tensor> {
+    qkv.inplace_op1(&RopeKvWrite { engine, write })?;
+    let HeadShape { q_heads, head_dim, .. } = write.heads;
+    let (queries, _) = write.lengths(qkv.elem_count());
+    qkv.narrow(0, 0, queries)?.reshape((queries / (q_heads * head_dim), q_heads * head_dim))
 }

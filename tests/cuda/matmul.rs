@@ -2,7 +2,7 @@
 
 use crate::common::{Rng, assert_bounded, assert_same_bits};
 use crate::device::{Gpu, Input, device};
-use gpt_oss_puzzle::kernels::cuda::CudaDense;
+use gpt_oss_puzzle::kernels::cuda::{CudaDense, Projection};
 use gpt_oss_puzzle::kernels::{Dense, Q8_BLOCK, reference};
 use half::bf16;
 
@@ -90,6 +90,49 @@ fn matmul_is_bounded() {
         check_bf16(t, 9, 4096, 1);
     }
     check_bf16(130, 67, 64, 0);
+}
+
+/// Three results side by side, each with the bits it has alone: in either form, and in both.
+#[test]
+fn products_of_one_launch_are_those_of_three() {
+    let Some(gpu) = device() else { return };
+    let mut rng = Rng(9);
+    let cols = 96;
+    for rows in [[13, 4, 4], [1, 0, 9], [8, 5, 3]] {
+        let made: Vec<_> = rows.iter().map(|n| rng.bf16s(n * cols)).collect();
+        let q8: Vec<_> = made.iter().map(|w| reference::q8_encode(w)).collect();
+        let bias = gpu.input(&rng.floats(4), 3);
+        for forms in [[false; 3], [true; 3], [false, true, false]] {
+            let dense = |i: usize| match (forms[i], &q8[i]) {
+                (false, _) => Dense::Bf16(&made[i]),
+                (true, (quants, scales)) => Dense::Q8 { quants, scales },
+            };
+            let weights = [0, 1, 2].map(|i| Weight::new(gpu, dense(i), i % 2));
+            for t in [0, 1, 2, 3, 8, 9, 70] {
+                let x = rng.floats(t * cols);
+                let (input, bias) = (gpu.input(&x, 0), bias.view());
+                let biases = [0, 1, 2].map(|i| (rows[i] == 4).then_some(&bias));
+                let all = gpu.guarded(t * rows.iter().sum::<usize>(), 0, |out| {
+                    let views = [0, 1, 2].map(|i| weights[i].view());
+                    let projections = [0, 1, 2].map(|i| Projection {
+                        weight: &views[i],
+                        bias: biases[i],
+                        rows: rows[i],
+                    });
+                    gpu.cuda.matmul_each(out, projections, &input.view(), cols)
+                });
+                let alone: Vec<f32> = (0..3)
+                    .flat_map(|i| {
+                        gpu.guarded(t * rows[i], 0, |out| {
+                            let weight = weights[i].view();
+                            gpu.cuda.matmul(out, &weight, &input.view(), biases[i], rows[i], cols)
+                        })
+                    })
+                    .collect();
+                assert_same_bits(&all, &alone, &format!("T {t}, rows {rows:?}, q8 {forms:?}"));
+            }
+        }
+    }
 }
 
 /// In 8 bits, with the rounding of what they were made from: both sides are given the same quants.

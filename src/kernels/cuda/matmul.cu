@@ -76,27 +76,28 @@ __device__ void accumulate(float (&sum)[ROWS * TOKENS], const uint16_t *weight, 
 }
 
 template <int TOKENS>
-__device__ void matmul(float (&partial)[WARPS][ROWS * TOKENS], float *out, const uint16_t *weight,
-                       const float *x, const float *bias, int tokens, int rows, int cols) {
-    const int first_row = blockIdx.x * ROWS;
+__device__ void matmul(float (&partial)[WARPS][ROWS * TOKENS], const Matrices &matrices,
+                       const float *x, int tokens, int cols) {
+    int first_row;
+    const Matrix &matrix = matrix_of_block(matrices, first_row);
+    const uint16_t *weight = static_cast<const uint16_t *>(matrix.weight);
     float sum[ROWS * TOKENS] = {};
     const bool wide = cols % CHUNK == 0 && aligned16(weight) && aligned16(x);
     if (wide)
-        accumulate<TOKENS, true>(sum, weight, x, first_row, tokens, rows, cols);
+        accumulate<TOKENS, true>(sum, weight, x, first_row, tokens, matrix.rows, cols);
     else
-        accumulate<TOKENS, false>(sum, weight, x, first_row, tokens, rows, cols);
-    write_sums<TOKENS>(partial, sum, out, bias, tokens, rows);
+        accumulate<TOKENS, false>(sum, weight, x, first_row, tokens, matrix.rows, cols);
+    write_sums<TOKENS>(partial, sum, matrix, first_row, tokens);
 }
 
 }  // namespace
 
-// One kernel per number of tokens, of which fewer may be there. Grid: rows / ROWS, rounded up.
+// One kernel per number of tokens, of which fewer may be there. Grid: the blocks of all matrices.
 #define MATMUL(TOKENS)                                                                             \
-    extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) matmul_##TOKENS(                  \
-        float *__restrict__ out, const uint16_t *__restrict__ weight, const float *__restrict__ x, \
-        const float *__restrict__ bias, int tokens, int rows, int cols) {                          \
+    extern "C" __global__ void __launch_bounds__(COLUMN_THREADS)                                   \
+        matmul_##TOKENS(Matrices matrices, const float *__restrict__ x, int tokens, int cols) {    \
         __shared__ float partial[WARPS][ROWS * TOKENS];                                            \
-        matmul<TOKENS>(partial, out, weight, x, bias, tokens, rows, cols);                         \
+        matmul<TOKENS>(partial, matrices, x, tokens, cols);                                        \
     }
 
 MATMUL(1)

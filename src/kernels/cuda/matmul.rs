@@ -2,7 +2,9 @@
 //! matmul_q8.cu with those in 8 bits.
 
 use super::cudarc::cublas::{result::gemm_ex, sys};
-use super::cudarc::driver::{CudaView, CudaViewMut, DevicePtr, DevicePtrMut, PushKernelArg};
+use super::cudarc::driver::{
+    CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg,
+};
 use super::{Cuda, CudaError, THREADS, blocks, int};
 use crate::kernels::{Q8_BLOCK, elements};
 use half::bf16;
@@ -33,6 +35,35 @@ pub enum CudaDense<'a> {
     },
 }
 
+/// A weight and a bias to go with it.
+#[derive(Debug)]
+pub struct Projection<'a> {
+    /// `[rows, cols]`.
+    pub weight: &'a CudaDense<'a>,
+    /// `[rows]`.
+    pub bias: Option<&'a CudaView<'a, f32>>,
+    /// Output features.
+    pub rows: usize,
+}
+
+/// Products of one launch at most: `Matrices` in matmul.cuh.
+const MOST: usize = 3;
+
+/// A [`Projection`] and its result as the kernels take them: addresses, 0 for none.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Matrix {
+    out: u64,
+    weight: u64,
+    scales: u64,
+    bias: u64,
+    rows: i32,
+    blocks: i32,
+}
+
+// SAFETY: plain numbers in C's order, without padding between them.
+unsafe impl DeviceRepr for Matrix {}
+
 impl Cuda {
     /// `out[t,o] = bias[o] + Σ_i weight[o,i]·x[t,i]` with `weight: [rows, cols]`, `x: [T, cols]`,
     /// `bias: [rows]`, `out: [T, rows]`.
@@ -57,8 +88,56 @@ impl Cuda {
         rows: usize,
         cols: usize,
     ) -> Result<(), CudaError> {
+        self.matmul_each(out, [Projection { weight, bias, rows }], x, cols)
+    }
+
+    /// [`Cuda::matmul`] of several weights with the same `x: [T, cols]`; the results `[T, rows]` lie in
+    /// `out` one after another. Of up to 8 rows of x that is one launch, and each has the bits it has alone.
+    ///
+    /// # Panics
+    ///
+    /// As [`Cuda::matmul`].
+    pub fn matmul_each<const N: usize>(
+        &self,
+        out: &mut CudaViewMut<'_, f32>,
+        projections: [Projection<'_>; N],
+        x: &CudaView<'_, f32>,
+        cols: usize,
+    ) -> Result<(), CudaError> {
+        const { assert!(N <= MOST) };
         assert!(cols > 0 && x.len().is_multiple_of(cols), "x");
-        let (t, n) = (x.len() / cols, elements([rows, cols]));
+        let t = x.len() / cols;
+        projections.iter().for_each(|projection| self.check(projection, x, cols));
+        let all = elements([t, projections.iter().map(|p| p.rows).sum()]);
+        assert_eq!(out.len(), all, "out");
+        let is_q8 = |p: &Projection<'_>| matches!(p.weight, CudaDense::Q8 { .. });
+        let q8 = projections.iter().filter(|p| is_q8(p)).count();
+        if t <= FEW_ROWS && (q8 == 0 || q8 == N) {
+            return self.matmul_few(out, projections, x, cols, q8 > 0);
+        }
+        let mut start = 0;
+        for projection in projections {
+            let Projection { weight, bias, rows } = projection;
+            let out = &mut out.slice_mut(start..start + t * rows);
+            start += t * rows;
+            match weight {
+                _ if rows == 0 => Ok(()),
+                _ if t <= FEW_ROWS => {
+                    let q8 = is_q8(&projection);
+                    self.matmul_few(out, [projection], x, cols, q8)
+                }
+                CudaDense::Bf16(weight) => self.matmul_many(out, weight, x, bias, rows, cols),
+                CudaDense::Q8 { quants, scales } => {
+                    self.matmul_q8_many(out, quants, scales, x, bias, rows, cols)
+                }
+            }?;
+        }
+        Ok(())
+    }
+
+    fn check(&self, projection: &Projection<'_>, x: &CudaView<'_, f32>, cols: usize) {
+        let Projection { weight, bias, rows } = projection;
+        let n = elements([*rows, cols]);
         match weight {
             CudaDense::Bf16(weight) => assert_eq!(weight.len(), n, "weight"),
             CudaDense::Q8 { quants, scales } => {
@@ -70,30 +149,21 @@ impl Cuda {
                 assert!(addresses.iter().all(|a| a.is_multiple_of(16)), "quants or x not aligned");
             }
         }
-        assert_eq!(out.len(), elements([t, rows]), "out");
-        assert!(bias.is_none_or(|b| b.len() == rows), "bias");
-        match weight {
-            _ if t * rows == 0 => Ok(()),
-            _ if t <= FEW_ROWS => self.matmul_few(out, weight, x, bias, rows, cols),
-            CudaDense::Bf16(weight) => self.matmul_many(out, weight, x, bias, rows, cols),
-            CudaDense::Q8 { quants, scales } => {
-                self.matmul_q8_many(out, quants, scales, x, bias, rows, cols)
-            }
-        }
+        assert!(bias.is_none_or(|b| b.len() == *rows), "bias");
     }
 
-    fn matmul_few(
+    /// See [`Cuda::matmul_each`], which checked the arguments.
+    fn matmul_few<const N: usize>(
         &self,
         out: &mut CudaViewMut<'_, f32>,
-        weight: &CudaDense<'_>,
+        projections: [Projection<'_>; N],
         x: &CudaView<'_, f32>,
-        bias: Option<&CudaView<'_, f32>>,
-        rows: usize,
         cols: usize,
+        q8: bool,
     ) -> Result<(), CudaError> {
         let t = x.len() / cols;
-        let q8 = matches!(weight, CudaDense::Q8 { .. });
         let kernel = self.kernel(match t {
+            0 => return Ok(()),
             1 if q8 => "matmul_q8_1",
             2 if q8 => "matmul_q8_2",
             3..=4 if q8 => "matmul_q8_4",
@@ -105,22 +175,27 @@ impl Cuda {
         })?;
         // Within x and within the rows of a block, offsets are 32 bits wide.
         int(FEW_ROWS * cols + COLUMN_THREADS * MOST_AT_ONCE);
-        let (tokens, o, i, none) = (int(t), int(rows), int(cols), 0u64);
+        let stream = self.stream();
+        let (mut matrices, mut start) = ([Matrix::default(); MOST], out.device_ptr_mut(stream).0);
+        for (matrix, Projection { weight, bias, rows }) in matrices.iter_mut().zip(projections) {
+            let (weight, scales) = match weight {
+                CudaDense::Bf16(weight) => (weight.device_ptr(stream).0, 0),
+                CudaDense::Q8 { quants, scales } => {
+                    (quants.device_ptr(stream).0, scales.device_ptr(stream).0)
+                }
+            };
+            let bias = bias.map_or(0, |bias| bias.device_ptr(stream).0);
+            let (out, blocks) = (start, rows.div_ceil(ROWS));
+            *matrix = Matrix { out, weight, scales, bias, rows: int(rows), blocks: int(blocks) };
+            start += (t * rows * size_of::<f32>()) as u64;
+        }
+        let blocks: usize = matrices.iter().map(|matrix| matrix.blocks as usize).sum();
+        let (tokens, i) = (int(t), int(cols));
         let mut call = kernel.call();
-        call.arg(out);
-        match weight {
-            CudaDense::Bf16(weight) => call.arg(weight),
-            CudaDense::Q8 { quants, scales } => call.arg(quants).arg(scales),
-        };
-        call.arg(x);
-        match bias {
-            Some(bias) => call.arg(bias),
-            None => call.arg(&none),
-        };
-        call.arg(&tokens).arg(&o).arg(&i);
-        let blocks = rows.div_ceil(ROWS);
-        // SAFETY: rows and tokens behind the last are read as the last and not written; columns end at
-        // `cols`. The lengths hold the rest, bias is `rows` long or null, and wide loads are aligned.
+        call.arg(&matrices).arg(x).arg(&tokens).arg(&i);
+        // SAFETY: a block is of one of the matrices. Rows and tokens behind the last are read as the last and
+        // not written; columns end at `cols`. The lengths hold the rest, bias is `rows` long or null, and
+        // wide loads are aligned.
         unsafe { kernel.launch(call, [blocks, 1, 1], COLUMN_THREADS) }
     }
 

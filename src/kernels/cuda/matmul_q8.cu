@@ -30,12 +30,12 @@ __device__ __forceinline__ float offset_quant(uint32_t flipped, int i) {
 // This thread's part of ROWS · TOKENS sums, [row][token]. Rows and tokens that do not exist repeat
 // the last one.
 template <int TOKENS>
-__device__ void accumulate(float (&sum)[ROWS * TOKENS], const uint8_t *quants,
-                           const uint16_t *scales, const float *x, int tokens, int rows, int cols) {
-    const int first_row = blockIdx.x * ROWS, blocks = cols / 32;
-    quants += size_t(first_row) * cols;
-    scales += size_t(first_row) * blocks;
-    const int last_row = rows - 1 - first_row, last_token = tokens - 1;
+__device__ void accumulate(float (&sum)[ROWS * TOKENS], const Matrix &matrix, const float *x,
+                           int first_row, int tokens, int cols) {
+    const int blocks = cols / 32;
+    const uint8_t *quants = static_cast<const uint8_t *>(matrix.weight) + size_t(first_row) * cols;
+    const uint16_t *scales = matrix.scales + size_t(first_row) * blocks;
+    const int last_row = matrix.rows - 1 - first_row, last_token = tokens - 1;
 #pragma unroll 1
     for (int c = threadIdx.x * HALF; c < cols; c += COLUMN_THREADS * HALF) {
         uint32_t words[ROWS][4];
@@ -108,16 +108,16 @@ struct Q8 {
 
 }  // namespace
 
-// One kernel per number of tokens, of which fewer may be there. Grid: rows / ROWS, rounded up.
+// One kernel per number of tokens, of which fewer may be there. Grid: the blocks of all matrices.
 #define MATMUL_Q8(TOKENS)                                                                          \
-    extern "C" __global__ void __launch_bounds__(COLUMN_THREADS) matmul_q8_##TOKENS(               \
-        float *__restrict__ out, const uint8_t *__restrict__ quants,                               \
-        const uint16_t *__restrict__ scales, const float *__restrict__ x,                          \
-        const float *__restrict__ bias, int tokens, int rows, int cols) {                          \
+    extern "C" __global__ void __launch_bounds__(COLUMN_THREADS)                                   \
+        matmul_q8_##TOKENS(Matrices matrices, const float *__restrict__ x, int tokens, int cols) { \
         __shared__ float partial[WARPS][ROWS * TOKENS];                                            \
+        int first_row;                                                                             \
+        const Matrix &matrix = matrix_of_block(matrices, first_row);                               \
         float sum[ROWS * TOKENS] = {};                                                             \
-        accumulate<TOKENS>(sum, quants, scales, x, tokens, rows, cols);                            \
-        write_sums<TOKENS>(partial, sum, out, bias, tokens, rows);                                 \
+        accumulate<TOKENS>(sum, matrix, x, first_row, tokens, cols);                               \
+        write_sums<TOKENS>(partial, sum, matrix, first_row, tokens);                               \
     }
 
 MATMUL_Q8(1)

@@ -27,7 +27,7 @@ mod tile;
 mod topk;
 
 pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
-pub use matmul::{CudaDense, FEW_ROWS};
+pub use matmul::{CudaDense, FEW_ROWS, Projection};
 pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
 pub use recording::Recording;
