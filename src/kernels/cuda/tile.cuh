@@ -10,8 +10,8 @@
 // Of each block a quarter of a warp's lanes, `lane % 4`, takes eight features in the order 0 and 4,
 // 1 and 5, ... that `decode` yields. The activations come in the same order, from tile_split, as
 // hi + lo bf16: both are multiplied, so that what a product loses is 2^-17 of it. The block's scale
-// multiplies the f32 sum of its 32 products, so every scale is exact as well. These 4 FMAs per 4
-// tensor-core products cost a quarter of their time, on units that else idle.
+// multiplies the f32 sum of its 32 products, so every scale is exact as well. These 4 additions and 4
+// FMAs per 4 tensor-core products cost half of their time, on units that else idle.
 //
 // A row's sums are added in the order of its features and depend on that row alone.
 #pragma once
@@ -124,6 +124,21 @@ __device__ __forceinline__ void multiply(float (&sum)[M][N][4], const Tile<Forma
         scale[n][0] = Format::scale(s.scales[half][block][column + 8 * n + 2 * quarter]);
         scale[n][1] = Format::scale(s.scales[half][block][column + 8 * n + 2 * quarter + 1]);
     }
+    // Up to 8 rows: hi and lo are the upper and lower half of one operand, for half the products.
+    if (rows <= 8) {
+        const uint4 hi = s.x[half][group][(block * 4 + quarter) ^ (group % 2 * 4)];
+        const uint4 lo = s.x[half][group][((Format::STEP + block) * 4 + quarter) ^ (group % 2 * 4)];
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+            float part[4] = {};
+            mma_bf16(part, {hi.x, lo.x, hi.y, lo.y}, {w[n][0], w[n][1]});
+            mma_bf16(part, {hi.z, lo.z, hi.w, lo.w}, {w[n][2], w[n][3]});
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                sum[0][n][i] = fmaf(part[i] + part[i + 2], scale[n][i], sum[0][n][i]);
+        }
+        return;
+    }
 #pragma unroll
     for (int m = 0; m < M; m++) {
         if (16 * m >= rows) break;
@@ -136,14 +151,16 @@ __device__ __forceinline__ void multiply(float (&sum)[M][N][4], const Tile<Forma
         }
 #pragma unroll
         for (int n = 0; n < N; n++) {
-            float part[4] = {};
+            // Apart from each other, as above: a row has the same bits in any tile.
+            float part[2][4] = {};
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                mma_bf16(part, {x[i][0].x, x[i][1].x, x[i][0].y, x[i][1].y}, {w[n][0], w[n][1]});
-                mma_bf16(part, {x[i][0].z, x[i][1].z, x[i][0].w, x[i][1].w}, {w[n][2], w[n][3]});
+                mma_bf16(part[i], {x[i][0].x, x[i][1].x, x[i][0].y, x[i][1].y}, {w[n][0], w[n][1]});
+                mma_bf16(part[i], {x[i][0].z, x[i][1].z, x[i][0].w, x[i][1].w}, {w[n][2], w[n][3]});
             }
 #pragma unroll
-            for (int i = 0; i < 4; i++) sum[m][n][i] = fmaf(part[i], scale[n][i % 2], sum[m][n][i]);
+            for (int i = 0; i < 4; i++)
+                sum[m][n][i] = fmaf(part[0][i] + part[1][i], scale[n][i % 2], sum[m][n][i]);
         }
     }
 }
