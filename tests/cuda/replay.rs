@@ -7,7 +7,6 @@ use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows, Tensor};
 use gpt_oss_puzzle::weights::{Checkpoint, KvScales};
 use gpt_oss_puzzle::{BlockConfig, ModelConfig};
 use std::io::Write;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 fn block(num_local_experts: usize, sliding_window: Option<usize>) -> BlockConfig {
     BlockConfig { num_local_experts, sliding_window }
@@ -205,18 +204,16 @@ fn threads_replay_one_after_another() {
 fn recording_is_not_disturbed() {
     let Some(gpu) = gpu() else { return };
     let [replaying, _] = models(&config(), gpu, 9);
-    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
-                Tensor::new(&[1u32, 2, 3], gpu).unwrap();
+        let feeding = scope.spawn(|| {
+            for _ in 0..10 {
+                let mut sequence = cache(&config(), gpu, KvDtype::Bf16, 10).sequence();
+                feed(&replaying, &mut sequence, &tokens(3, 1), 1);
             }
         });
-        for _ in 0..10 {
-            let mut sequence = cache(&config(), gpu, KvDtype::Bf16, 10).sequence();
-            feed(&replaying, &mut sequence, &tokens(3, 1), 1);
+        while !feeding.is_finished() {
+            Tensor::new(&[1u32, 2, 3], gpu).unwrap();
         }
-        done.store(true, Ordering::Relaxed);
     });
     assert_eq!(replaying.replayed_steps(), 10 * 2);
 }
