@@ -67,6 +67,9 @@ struct Args {
     /// Most tokens that go through the model at once
     #[arg(long, default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     chunk: u32,
+    /// On a GPU, start every launch by itself, also where a step is recorded
+    #[arg(long)]
+    no_replay: bool,
     /// How dense weights are held: bf16, as stored, or q8
     #[arg(long, default_value = "bf16")]
     dense_dtype: DenseDtype,
@@ -157,6 +160,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let model = GptOss::new(&checkpoint, args.threads)?
         .with_dense_dtype(args.dense_dtype)
         .on_device(&device, |_| {})?;
+    let model = if args.no_replay { model.without_replay() } else { model };
     let load_seconds = started.elapsed().as_secs_f64();
     let mut bench = Bench { args, model, checkpoint, cache_bytes: 0, at_depth: None };
     let mut results = Vec::new();

@@ -102,7 +102,7 @@ impl KvCache {
     /// # Errors
     /// `InvalidRequest` for no pages, for more than 32-bit page numbers count or the system grants
     /// addresses for, and for FP8 without one finite positive scale pair per layer: the unit scales
-    /// other engines fall back to silently cost accuracy.
+    /// other engines fall back to silently cost accuracy. `Device` when a GPU has no room.
     pub fn new(model: &ModelConfig, config: &KvCacheConfig, device: &Device) -> Result<KvCache> {
         let heads = head_shape(model);
         let formats = formats(model, config)?;
@@ -115,6 +115,13 @@ impl KvCache {
                 config.pages
             ))
         };
+        let no_room = |cause: &candle_core::Error| {
+            let message = format!(
+                "the device has no room for a key-value cache of {} pages of {page_bytes} bytes: {cause}",
+                config.pages
+            );
+            Error::new(ErrorKind::Device, message)
+        };
         let (Some(count), Some(words)) = (count, words) else { return Err(refused()) };
         if device.is_cpu() {
             // Asked for and given back first: inside the tensor a refusal would end the process. Seen by
@@ -125,7 +132,10 @@ impl KvCache {
         }
         let pages = Tensor::zeros((config.pages, page_bytes / 4), DType::U32, device);
         Ok(KvCache(Arc::new(Pool {
-            words: pages.map_err(|e| refused().with_source(e))?,
+            words: pages.map_err(|e| match device.is_cpu() {
+                true => refused().with_source(e),
+                false => no_room(&e).with_source(e),
+            })?,
             formats,
             blocks: model.block_configs.clone(),
             heads,

@@ -182,12 +182,14 @@ impl GptOss {
         Ok(GptOss { engine, device: Device::Cuda(device.clone()), replay, ..self })
     }
 
-    /// On a CUDA device every step is computed launch by launch: to be compared with recorded ones.
-    #[cfg(feature = "cuda")]
-    #[doc(hidden)]
+    /// Never starts a step from a recording, see [`GptOss::forward`]: to measure what that gains.
     #[must_use]
     pub fn without_replay(self) -> GptOss {
-        GptOss { replay: None, ..self }
+        GptOss {
+            #[cfg(feature = "cuda")]
+            replay: None,
+            ..self
+        }
     }
 
     /// How many steps were started from a recording, see [`GptOss::forward`].

@@ -341,6 +341,17 @@ fn what_does_not_fit_is_an_error_that_says_what_would() {
     let error = model.on_device(gpu, |_| {}).err().unwrap();
     assert_eq!(error.to_string(), "head_dim is 256, expected at most 128 on a CUDA device");
 
+    // A terabyte of pages, asked for without looking at the memory first.
+    let pool = KvCacheConfig { dtype: KvDtype::F32, pages: 1 << 24, scales: None };
+    let error = KvCache::new(&config(), &pool, gpu).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Device, "{error}");
+    assert!(
+        error.to_string().starts_with(
+            "the device has no room for a key-value cache of 16777216 pages of 65536 bytes: "
+        ),
+        "{error}"
+    );
+
     // A cache that is somewhere else.
     let checkpoint = Checkpoint::random(&config(), 11).unwrap();
     let on_gpu = OnGpu::new(&checkpoint, KvDtype::F32, 10, gpu);
