@@ -25,7 +25,7 @@ pub(crate) struct Extents {
 /// Positions up to which a step of `longest` positions is prepared: an eighth more at most, so that the
 /// steps of a long text do not each have extents of their own.
 fn with_room(longest: usize) -> usize {
-    longest.next_multiple_of((longest.next_power_of_two() / 8).max(1024))
+    longest.next_multiple_of((longest.next_power_of_two() / 16).max(1024))
 }
 
 impl Extents {
