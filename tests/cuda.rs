@@ -32,6 +32,7 @@ mod cuda {
     mod cache;
     mod embedding;
     mod graph;
+    mod load;
     mod matmul;
     mod moe;
     mod replay;
