@@ -24,6 +24,8 @@
 
 #[path = "cuda/attention.rs"]
 mod attention;
+#[path = "../examples/common/mod.rs"]
+mod common;
 #[path = "cuda/data.rs"]
 mod data;
 #[path = "cuda/dense.rs"]
@@ -106,7 +108,7 @@ impl Sizes {
     }
 }
 
-fn run() -> Result<()> {
+fn run() -> Result<ExitCode> {
     let (mut filter, mut small) = (None, false);
     for argument in std::env::args().skip(1) {
         match &*argument {
@@ -126,22 +128,10 @@ fn run() -> Result<()> {
     dense::run(&bench, &sizes)?;
     moe::run(&bench, &sizes)?;
     attention::run(&bench, &sizes)?;
-    bench.finish()
+    bench.finish()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn main() -> ExitCode {
-    let Err(error) = run() else { return ExitCode::SUCCESS };
-    let mut told = error.to_string();
-    eprintln!("error: {told}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        // An error may have its cause in its own text.
-        if !told.contains(&text) {
-            eprintln!("  caused by: {text}");
-            told = text;
-        }
-        cause = error.source();
-    }
-    ExitCode::FAILURE
+    common::exit(run())
 }

@@ -20,7 +20,7 @@ use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::model::{Batch, DenseDtype, DeviceName, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, KvScales, tiny_config};
-use memory::{bytes_per_step, copy_bandwidth, peak_memory, weight_bytes};
+use memory::{bytes_per_step, copy_bandwidth, peak_memory};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::io::{Write, stdout};
@@ -170,7 +170,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let config = bench.model.config();
     let report = json!({
         "model_type": config.model_type, "layers": config.num_hidden_layers(),
-        "weight_bytes": weight_bytes(&bench.checkpoint, args.dense_dtype), "cache_bytes": bench.cache_bytes,
+        "weight_bytes": args.dense_dtype.weight_bytes(config, bench.checkpoint.total_bytes()), "cache_bytes": bench.cache_bytes,
         "kv_dtype": args.kv_dtype, "kernels": bench.model.kernels(), "load_seconds": load_seconds,
         "peak_memory_bytes": peak_memory(), "copy_bytes_per_second": copy_rate, "tests": results,
     });

@@ -12,23 +12,7 @@ use gpt_oss_puzzle::{BlockConfig, ErrorKind, ModelConfig};
 
 /// Heterogeneous experts; windows below, at and above a page, below and above the prompts, and none.
 fn config() -> ModelConfig {
-    let block =
-        |num_local_experts, sliding_window| BlockConfig { num_local_experts, sliding_window };
-    let mut config = ModelConfig::puzzle_88b();
-    config.vocab_size = 96;
-    config.hidden_size = 64;
-    config.intermediate_size = 32;
-    config.num_attention_heads = 4;
-    config.num_key_value_heads = 2;
-    config.max_position_embeddings = 1024;
-    config.block_configs = vec![
-        block(8, Some(16)),
-        block(4, None),
-        block(8, Some(64)),
-        block(5, Some(100)),
-        block(4, Some(1000)),
-    ];
-    config
+    batches::config(&[(8, Some(16)), (4, None), (8, Some(64)), (5, Some(100)), (4, Some(1000))])
 }
 
 struct Fixture {

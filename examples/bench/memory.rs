@@ -1,35 +1,11 @@
 //! What a step has to read, how fast the device copies, and how much memory the process took.
 
 use candle_core::{DType, Device, Tensor};
-use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvDtype};
 use gpt_oss_puzzle::model::DenseDtype;
 use gpt_oss_puzzle::weights::{Checkpoint, Layout};
 use std::error::Error;
 use std::time::Instant;
-
-/// Bytes of `weights` dense weights.
-fn dense_bytes(dtype: DenseDtype, weights: u64) -> u64 {
-    match dtype {
-        DenseDtype::Q8 => weights * 34 / 32,
-        _ => 2 * weights,
-    }
-}
-
-/// Weights of the projections of a layer's attention.
-fn attention_weights(config: &ModelConfig) -> u64 {
-    let heads = config.num_attention_heads + config.num_key_value_heads;
-    (config.hidden_size * 2 * heads * config.head_dim) as u64
-}
-
-/// Bytes of all weights as the model holds them.
-pub(crate) fn weight_bytes(checkpoint: &Checkpoint, dtype: DenseDtype) -> u64 {
-    let config = checkpoint.config();
-    let layers = config.num_hidden_layers() as u64;
-    let dense =
-        layers * attention_weights(config) + (config.hidden_size * config.vocab_size) as u64;
-    checkpoint.total_bytes() - dense_bytes(DenseDtype::Bf16, dense) + dense_bytes(dtype, dense)
-}
 
 /// What decoding one token for each of `batch` sequences has to read: the weights of the experts that
 /// are chosen, all other weights but the embedding, and the keys and values of `depth` positions that
@@ -51,10 +27,13 @@ pub(crate) fn bytes_per_step(
     let per = if checkpoint.layout() == Layout::HfBf16 { 1 } else { 32 };
     let expert = 3 * hidden * inner * bits / per / 8 + 2 * (2 * inner + hidden);
     let page = KvCache::page_bytes(config, kv_dtype) as u64;
-    let dense = |weights: u64| dense_bytes(dense_dtype, weights);
+    let dense = |weights: u64| match dense_dtype {
+        DenseDtype::Q8 => weights * 34 / 32,
+        _ => 2 * weights,
+    };
     let layer = |block: &gpt_oss_puzzle::BlockConfig| {
         let biases = 2 * (2 * queries + 2 * keys + hidden);
-        let attention = dense(attention_weights(config)) + biases;
+        let attention = dense(hidden * (2 * queries + 2 * keys)) + biases;
         let router = 2 * (hidden + 1) * block.num_local_experts as u64;
         let visible = block.sliding_window.map_or(depth, |w| w.min(depth)) as u64;
         let cache = batch as u64 * visible * page / gpt_oss_puzzle::cache::PAGE_TOKENS as u64;

@@ -1,4 +1,4 @@
-//! How the examples fail.
+//! How the examples and the bench of the CUDA kernels fail.
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -16,6 +16,7 @@ pub(crate) fn exit(result: Result<ExitCode, Box<dyn Error>>) -> ExitCode {
         let mut cause = error.source();
         while let Some(error) = cause {
             let text = error.to_string();
+            // An error may have its cause in its own text.
             if !told.contains(&text) {
                 eprintln!("  caused by: {text}");
                 told = text;

@@ -7,7 +7,7 @@ use super::room::Room;
 use crate::cache::{KvCache, KvCacheConfig, KvDtype};
 use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
 use crate::harmony::{Dialect, Renderer};
-use crate::model::{DenseDtype, DeviceName, GptOss, free_memory, weight_bytes};
+use crate::model::{DenseDtype, DeviceName, GptOss, free_memory};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, KvScales};
 #[cfg(feature = "hub")]
@@ -226,7 +226,7 @@ impl ModelBuilder {
         }
         let (chunk, sequences, stored) =
             (self.prefill_chunk, self.sequences, checkpoint.total_bytes());
-        let on_device = weight_bytes(config, stored, self.dense_dtype);
+        let on_device = self.dense_dtype.weight_bytes(config, stored);
         let room = Room { config, dtype: self.kv_dtype, chunk, sequences };
         let context = match free_memory(&device)? {
             Some(free) => room.context_on_device(self.context, on_device, free, self.device)?,

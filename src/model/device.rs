@@ -1,7 +1,6 @@
 //! [`DeviceName`]: where a model runs, by name.
 
-use super::{DenseDtype, Device};
-use crate::kernels::Q8_BLOCK;
+use super::Device;
 use crate::{Error, ModelConfig, Result};
 
 /// Where a model runs: `"cpu"`, `"cuda"` (the first GPU), or `"cuda:1"`.
@@ -85,23 +84,6 @@ pub(crate) fn free_memory(device: &Device) -> Result<Option<u64>> {
     }
 }
 
-/// Bytes that the weights take on a device: the `stored` ones, less where dense matrices are in 8 bits.
-pub(crate) fn weight_bytes(config: &ModelConfig, stored: u64, dense: DenseDtype) -> u64 {
-    let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-    let queries = config.num_attention_heads * config.head_dim;
-    let keys = config.num_key_value_heads * config.head_dim;
-    // As in `DenseWeight::quantize`: a block becomes a byte per weight and a scale, and rows that are no
-    // whole blocks stay as they are.
-    let saved = |rows: usize, cols: usize| match dense {
-        DenseDtype::Q8 if cols.is_multiple_of(Q8_BLOCK) => {
-            (rows * (cols / Q8_BLOCK) * (2 * Q8_BLOCK - (Q8_BLOCK + 2))) as u64
-        }
-        _ => 0,
-    };
-    let layer = saved(queries + 2 * keys, hidden) + saved(hidden, queries);
-    stored - config.num_hidden_layers() as u64 * layer - saved(vocab, hidden)
-}
-
 /// Bytes that a step of `tokens` rows takes on a device beside weights and cache, at most: activations
 /// and what the kernels put beside them.
 pub(crate) fn workspace(config: &ModelConfig, tokens: usize) -> u64 {
@@ -164,21 +146,6 @@ mod tests {
             error.to_string(),
             "cuda:1 was asked for, but this program was built without the feature `cuda` of gpt-oss-puzzle"
         );
-    }
-
-    #[test]
-    fn eight_bits_are_half_and_a_scale_for_every_32() {
-        let mut config = ModelConfig::puzzle_88b();
-        config.block_configs.truncate(2);
-        let stored = 1 << 40;
-        assert_eq!(weight_bytes(&config, stored, DenseDtype::Bf16), stored);
-        let (attention, head) = (2880 * (2 * 4096 + 2 * 512), 2880 * 201_088);
-        let saved = stored - weight_bytes(&config, stored, DenseDtype::Q8);
-        assert_eq!(saved, (2 * attention + head) * 30 / 32);
-        // Of the attention, rows of 4,096 alone are whole blocks.
-        config.hidden_size = 2888;
-        let saved = stored - weight_bytes(&config, stored, DenseDtype::Q8);
-        assert_eq!(saved, 2 * 2888 * 4096 * 30 / 32);
     }
 
     #[test]

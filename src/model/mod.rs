@@ -34,7 +34,7 @@ pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
 pub use dense_dtype::DenseDtype;
 pub use device::DeviceName;
-pub(crate) use device::{free_memory, weight_bytes, workspace};
+pub(crate) use device::{free_memory, workspace};
 
 use crate::cache::{KvCache, Sequence};
 use crate::kernels::cpu::Cpu;

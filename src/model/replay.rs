@@ -73,11 +73,10 @@ impl Replay {
         cache: &KvCache,
         rows: &HostRows<'_>,
     ) -> Result<Option<Tensor>> {
-        let extents = Extents::new(rows);
-        if !extents.is_decode() || extents.rows() > cuda::FEW_ROWS {
+        if rows.tokens.len() > cuda::FEW_ROWS || !rows.are_decode() {
             return Ok(None);
         }
-        let key = Key { extents, cache: cache.identity() };
+        let key = Key { extents: Extents::new(rows), cache: cache.identity() };
         let mut steps = self.lock();
         if steps.unavailable {
             return Ok(None);
@@ -128,7 +127,7 @@ impl Replay {
         rows: &HostRows<'_>,
         key: Key,
     ) -> Result<Step> {
-        let shape = (key.extents.rows(), model.config.vocab_size);
+        let shape = (rows.tokens.len(), model.config.vocab_size);
         let logits = Tensor::zeros(shape, DType::F32, &model.device)?;
         let rows = Rows::new(&model.engine, rows.clone())?;
         let recording = self.recorder.cuda()?.record(|| {

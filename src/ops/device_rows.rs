@@ -44,16 +44,6 @@ impl Extents {
         }
     }
 
-    /// Whether every row is alone in its sequence and has its logits asked for: a step of decode.
-    pub(crate) fn is_decode(&self) -> bool {
-        self.blocks.runs() == 0 && self.logits == self.rows
-    }
-
-    /// Number of rows, T.
-    pub(crate) fn rows(&self) -> usize {
-        self.rows
-    }
-
     /// Words of each part: slots, tokens, logit rows, positions, sequences, blocks, cosines, sines, page
     /// tables. Slots are 64 bits wide and come first, where they are aligned.
     fn lengths(&self) -> [usize; 9] {

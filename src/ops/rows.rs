@@ -31,6 +31,15 @@ pub(crate) struct HostRows<'a> {
     pub(crate) layers: usize,
 }
 
+#[cfg(feature = "cuda")]
+impl HostRows<'_> {
+    /// Whether every row is alone in its sequence and has its logits asked for: a step of decode.
+    pub(crate) fn are_decode(&self) -> bool {
+        self.logit_rows.len() == self.tokens.len()
+            && self.sequences.windows(2).all(|pair| pair[0] != pair[1])
+    }
+}
+
 /// [`HostRows`] where the engine reads them.
 pub(crate) struct Rows<'a> {
     host: HostRows<'a>,

@@ -1,6 +1,24 @@
-//! Tokens, and ways of feeding them.
+//! A narrow model, tokens for it, and ways of feeding them.
 
 use gpt_oss_puzzle::model::{Batch, LogitRows};
+use gpt_oss_puzzle::{BlockConfig, ModelConfig};
+
+/// A model of Puzzle's kind with a vocabulary of 96; experts and window of each layer.
+pub fn config(layers: &[(usize, Option<usize>)]) -> ModelConfig {
+    let block = |&(num_local_experts, sliding_window): &(usize, Option<usize>)| BlockConfig {
+        num_local_experts,
+        sliding_window,
+    };
+    let mut config = ModelConfig::puzzle_88b();
+    config.vocab_size = 96;
+    config.hidden_size = 64;
+    config.intermediate_size = 32;
+    config.num_attention_heads = 4;
+    config.num_key_value_heads = 2;
+    config.max_position_embeddings = 1024;
+    config.block_configs = layers.iter().map(block).collect();
+    config
+}
 
 /// Tokens of a vocabulary of 96.
 pub fn tokens(count: usize, seed: u32) -> Vec<u32> {

@@ -3,9 +3,10 @@
 //! Unlike the CPU's, a row's logits on a device depend on how many rows share the step: up to eight go
 //! through other kernels than more do. So logits are compared in the Euclidean norm, not bit for bit.
 
-use crate::batches::{interleave, tokens};
+use crate::batches::{self, interleave, tokens};
 use crate::device::device;
 use crate::golden::{Golden, cases, relative_error, root};
+use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::chat::{ChatRequest, Model};
 use gpt_oss_puzzle::generation::{
@@ -13,7 +14,6 @@ use gpt_oss_puzzle::generation::{
 };
 use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, DeviceName, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, KvScales, write_tiny_checkpoint};
-use gpt_oss_puzzle::{BlockConfig, ModelConfig};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -120,17 +120,7 @@ fn logits_with_a_rounding_cache_round_as_the_reference_does() {
 
 /// Experts and windows that differ from layer to layer.
 pub(super) fn config() -> ModelConfig {
-    let block =
-        |num_local_experts, sliding_window| BlockConfig { num_local_experts, sliding_window };
-    let mut config = ModelConfig::puzzle_88b();
-    config.vocab_size = 96;
-    config.hidden_size = 64;
-    config.intermediate_size = 32;
-    config.num_attention_heads = 4;
-    config.num_key_value_heads = 2;
-    config.max_position_embeddings = 1024;
-    config.block_configs = vec![block(8, Some(16)), block(4, None), block(5, Some(100))];
-    config
+    batches::config(&[(8, Some(16)), (4, None), (5, Some(100))])
 }
 
 fn assert_close(got: &[f32], want: &[f32], what: &str) {

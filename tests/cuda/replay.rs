@@ -1,27 +1,23 @@
 //! Steps of decode that were recorded are the steps they were recorded from.
 
 use super::graph::gpu;
-use crate::batches::tokens;
+use crate::batches::{self, tokens};
+use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows, Tensor};
 use gpt_oss_puzzle::weights::{Checkpoint, KvScales};
-use gpt_oss_puzzle::{BlockConfig, ModelConfig};
 use std::io::Write;
 
-fn block(num_local_experts: usize, sliding_window: Option<usize>) -> BlockConfig {
-    BlockConfig { num_local_experts, sliding_window }
-}
-
-fn config() -> ModelConfig {
-    let mut config = ModelConfig::puzzle_88b();
-    config.vocab_size = 96;
-    config.hidden_size = 64;
-    config.intermediate_size = 32;
+fn config_of(layers: &[(usize, Option<usize>)]) -> ModelConfig {
+    let mut config = batches::config(layers);
     config.num_attention_heads = 2;
     config.num_key_value_heads = 1;
     config.max_position_embeddings = 4096;
-    config.block_configs = vec![block(8, Some(16)), block(4, None)];
     config
+}
+
+fn config() -> ModelConfig {
+    config_of(&[(8, Some(16)), (4, None)])
 }
 
 /// The same weights twice: replaying, and not.
@@ -92,9 +88,8 @@ fn logits_are_their_own() {
 fn a_text_outgrows_its_recording() {
     let Some(gpu) = gpu() else { return };
     // Small, because the emulator has to go through a thousand positions first.
-    let mut small = config();
+    let mut small = config_of(&[(4, None)]);
     small.head_dim = 16;
-    small.block_configs = vec![block(4, None)];
     let [replaying, plain] = models(&small, gpu, 2);
     let run = |model: &GptOss| {
         let mut sequence = cache(&small, gpu, KvDtype::Bf16, 20).sequence();

@@ -64,11 +64,6 @@ impl AttentionBlocks {
     pub fn words(&self) -> &[u32] {
         &self.words
     }
-
-    /// How many blocks have more than one row.
-    pub fn runs(&self) -> usize {
-        self.runs
-    }
 }
 
 /// Which positions each row of a call sees, on the device: see

@@ -6,7 +6,7 @@
 //! its range writes NaN for that row and reads nothing. Every sum has a fixed order, so that equal
 //! calls give equal bits; where a row's bits depend on the number of rows, its entry point says so.
 //!
-//! **To add a family of kernels**: `name.cu` here, which includes `args.cuh` and nothing else, with
+//! **To add a family of kernels**: `name.cu` here, which includes `args.cuh` or a header that does, with
 //! `extern "C" __global__ void` kernels of the names in [THE TABLE](super); `name.rs` beside it, an
 //! `impl Cuda` of safe entry points, and `mod name;` below; tests in `tests/cuda/name.rs` and a `mod`
 //! line in `tests/cuda.rs`. Nothing else: `build.rs` compiles every .cu of this folder, and the emulator

@@ -23,7 +23,8 @@ impl Cuda {
         &self,
         work: impl FnOnce() -> Result<(), E>,
     ) -> Result<Recording, E> {
-        let failed = |e: DriverError| CudaError::new("recording a step", e);
+        const WHAT: &str = "recording a step";
+        let failed = |e: DriverError| CudaError::new(WHAT, e);
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(failed)?;
         let worked = work();
@@ -32,7 +33,10 @@ impl Cuda {
         worked?;
         match graph.map_err(failed)? {
             Some(graph) => Ok(Recording(graph)),
-            None => Err(CudaError::missing("of a recorded step").into()),
+            None => {
+                let source = "the driver gave no graph".into();
+                Err(CudaError { what: WHAT.into(), source }.into())
+            }
         }
     }
 }
