@@ -115,6 +115,16 @@ pub struct SwigluParams {
     pub limit: f32,
 }
 
+/// What products of weights with activations make of the activations; sums are f32 in any case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Activations {
+    /// As they are, to f32's precision; on tensor cores as two bf16, which leaves 2^-17 of them out.
+    #[default]
+    Exact,
+    /// Rounded to bf16, as openai's implementation computes: half the work of tensor cores.
+    Bf16,
+}
+
 /// How the pages of one layer store keys and values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum KvFormat {

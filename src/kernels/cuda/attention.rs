@@ -165,7 +165,7 @@ impl Cuda {
 
         if runs > 0 {
             let list = blocks.slice(2 * singles..);
-            let kernel = self.kernel(name(format, head_dim, PREFILL))?;
+            let kernel = self.kernel("attention_prefill", name(format, head_dim, PREFILL))?;
             let mut call = kernel.call();
             call.arg(&mut *out).arg(q).arg(pages).arg(sinks).arg(&list);
             call.arg(&rows.positions).arg(&rows.sequences).arg(&rows.page_tables);
@@ -184,7 +184,7 @@ impl Cuda {
                 _ => elements([singles, q_heads, splits, head_dim + 2]),
             };
             let mut parts = self.scratch::<f32>(scratch.max(1))?;
-            let kernel = self.kernel(name(format, head_dim, DECODE))?;
+            let kernel = self.kernel("attention_decode", name(format, head_dim, DECODE))?;
             let mut call = kernel.call();
             if splits == 1 {
                 call.arg(&mut *out)
@@ -201,7 +201,7 @@ impl Cuda {
             unsafe { kernel.launch(call, grid, DECODE_THREADS) }?;
             if splits > 1 {
                 let split_count = int(splits);
-                let kernel = self.kernel("attention_combine")?;
+                let kernel = self.kernel("attention_decode", "attention_combine")?;
                 let mut call = kernel.call();
                 call.arg(&mut *out).arg(&parts).arg(sinks).arg(blocks).arg(&rows.positions);
                 call.arg(&stride).arg(&window).arg(&span).arg(&split_count);

@@ -54,7 +54,7 @@ impl Cuda {
         let slot_count = elements([count, PAGE_TOKENS]) as u64;
         let (q_heads, kv_heads, head_dim) = (int(q_heads), int(kv_heads), int(head_dim));
         let (number, k_scale, v_scale) = format_arguments(format);
-        let kernel = self.kernel("rope_kv_write")?;
+        let kernel = self.kernel("rope_kv_write", "rope_kv_write")?;
         let mut call = kernel.call();
         call.arg(q).arg(k).arg(v).arg(cos).arg(sin).arg(pages).arg(slots).arg(&slot_count);
         call.arg(&q_heads).arg(&kv_heads).arg(&head_dim).arg(&number).arg(&k_scale).arg(&v_scale);

@@ -22,7 +22,7 @@ impl Cuda {
         assert!(hidden > 0 && table.len().is_multiple_of(hidden), "table");
         assert_eq!(out.len(), elements([tokens.len(), hidden]), "out");
         let (hidden, vocab) = (int(hidden), uint(table.len() / hidden));
-        let kernel = self.kernel("embedding")?;
+        let kernel = self.kernel("embedding", "embedding")?;
         let mut call = kernel.call();
         call.arg(out).arg(table).arg(tokens).arg(&hidden).arg(&vocab);
         // SAFETY: block t reads token t, a row below `vocab` and writes row t: the lengths hold them.
@@ -45,7 +45,7 @@ impl Cuda {
         assert!(hidden > 0 && x.len().is_multiple_of(hidden), "x");
         assert_eq!(out.len(), elements([rows.len(), hidden]), "out");
         let (hidden, count) = (int(hidden), uint(x.len() / hidden));
-        let kernel = self.kernel("gather_rows")?;
+        let kernel = self.kernel("embedding", "gather_rows")?;
         let mut call = kernel.call();
         call.arg(out).arg(x).arg(rows).arg(&hidden).arg(&count);
         // SAFETY: block r reads index r, a row below `count` and writes row r: the lengths hold them.

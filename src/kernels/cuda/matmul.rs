@@ -162,17 +162,18 @@ impl Cuda {
         q8: bool,
     ) -> Result<(), CudaError> {
         let t = x.len() / cols;
-        let kernel = self.kernel(match t {
+        let (source, name) = match t {
             0 => return Ok(()),
-            1 if q8 => "matmul_q8_1",
-            2 if q8 => "matmul_q8_2",
-            3..=4 if q8 => "matmul_q8_4",
-            _ if q8 => "matmul_q8_8",
-            1 => "matmul_1",
-            2 => "matmul_2",
-            3..=4 => "matmul_4",
-            _ => "matmul_8",
-        })?;
+            1 if q8 => ("matmul_q8", "matmul_q8_1"),
+            2 if q8 => ("matmul_q8", "matmul_q8_2"),
+            3..=4 if q8 => ("matmul_q8", "matmul_q8_4"),
+            _ if q8 => ("matmul_q8", "matmul_q8_8"),
+            1 => ("matmul", "matmul_1"),
+            2 => ("matmul", "matmul_2"),
+            3..=4 => ("matmul", "matmul_4"),
+            _ => ("matmul", "matmul_8"),
+        };
+        let kernel = self.kernel(source, name)?;
         // Within x and within the rows of a block, offsets are 32 bits wide.
         int(FEW_ROWS * cols + COLUMN_THREADS * MOST_AT_ONCE);
         let stream = self.stream();
@@ -212,14 +213,14 @@ impl Cuda {
         let mut hi = self.scratch::<bf16>(x.len())?;
         let mut lo = self.scratch::<bf16>(x.len())?;
         let n = x.len() as u64;
-        let kernel = self.kernel("matmul_split")?;
+        let kernel = self.kernel("matmul", "matmul_split")?;
         let mut call = kernel.call();
         call.arg(&mut hi).arg(&mut lo).arg(x).arg(&n);
         // SAFETY: both parts are as long as x.
         unsafe { kernel.launch(call, blocks(x.len()), THREADS) }?;
         if let Some(bias) = bias {
             let (o, n, grid) = (int(rows), out.len() as u64, blocks(out.len()));
-            let kernel = self.kernel("matmul_bias")?;
+            let kernel = self.kernel("matmul", "matmul_bias")?;
             let mut call = kernel.call();
             call.arg(&mut *out).arg(bias).arg(&o).arg(&n);
             // SAFETY: writes the n values of out; bias is `rows` long.

@@ -43,7 +43,7 @@ impl Cuda {
             _ => Some(self.scratch::<f32>(splits * out.len())?),
         };
         let (tokens, o, i, of_split, none) = (int(t), int(rows), int(cols), int(share), 0u64);
-        let kernel = self.kernel("matmul_q8_tile")?;
+        let kernel = self.kernel("matmul_q8", "matmul_q8_tile")?;
         let mut call = kernel.call();
         match &mut sums {
             Some(sums) => call.arg(sums),
@@ -60,7 +60,7 @@ impl Cuda {
         unsafe { kernel.launch(call, [grid[0], grid[1], splits], TILE_THREADS) }?;
         let Some(sums) = sums else { return Ok(()) };
         let (count, n) = (int(splits), out.len() as u64);
-        let kernel = self.kernel("matmul_q8_add")?;
+        let kernel = self.kernel("matmul_q8", "matmul_q8_add")?;
         let mut call = kernel.call();
         call.arg(out).arg(&sums).arg(&count).arg(&n);
         // SAFETY: writes the n values of out from as many of each split.

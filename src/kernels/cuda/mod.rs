@@ -33,10 +33,11 @@ pub use moe::CudaExperts;
 pub use recording::Recording;
 pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
 
+use crate::kernels::Activations;
 // The one place that reaches for cudarc: by way of candle, so that there is one version of it.
 pub use candle_core::cuda_backend::cudarc;
 use cudarc::cublas::CudaBlas;
-use cudarc::driver::sys::CUdevice_attribute;
+use cudarc::driver::sys::{CUdevice_attribute, CUfunction_attribute};
 use cudarc::driver::{
     CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DeviceRepr, DriverError,
     LaunchArgs, LaunchConfig,
@@ -84,8 +85,8 @@ impl std::error::Error for CudaError {
     }
 }
 
-/// The modules of the fat binaries in one context.
-struct Modules(Vec<Arc<CudaModule>>);
+/// The modules of the fat binaries in one context, by the name of their .cu.
+struct Modules(HashMap<&'static str, Arc<CudaModule>>);
 
 impl Modules {
     /// Those of `context`, loaded by whoever asks first and kept while somebody holds them.
@@ -98,9 +99,10 @@ impl Modules {
         if let Some(modules) = known {
             return Ok(modules);
         }
-        let load = |(name, image): &(&str, &[u8])| {
+        let load = |(name, image): &(&'static str, &[u8])| {
             let module = context.load_module(Ptx::from_binary(image.to_vec()));
-            module.map_err(|e| CudaError::new(format!("kernels of {name}.cu"), e))
+            let module = module.map_err(|e| CudaError::new(format!("kernels of {name}.cu"), e))?;
+            Ok((*name, module))
         };
         let modules = Arc::new(Modules(FATBINS.iter().map(load).collect::<Result<_, _>>()?));
         loaded.push((key, Arc::downgrade(&modules)));
@@ -138,6 +140,11 @@ pub struct Cuda {
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
     /// Of the device.
     multiprocessors: usize,
+    /// Bytes of shared memory that a block of threads may ask for.
+    shared_memory: usize,
+    /// Compute capability, major and minor.
+    capability: (i32, i32),
+    activations: Activations,
 }
 
 impl std::fmt::Debug for Cuda {
@@ -155,11 +162,35 @@ impl Cuda {
     /// When the driver cannot load the kernels, for example because none were compiled for the device.
     pub fn new(stream: Arc<CudaStream>, blas: Arc<CudaBlas>) -> Result<Cuda, CudaError> {
         let modules = Modules::of(stream.context())?;
-        let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let multiprocessors = stream.context().attribute(attribute);
-        let multiprocessors = multiprocessors.map_err(|e| CudaError::new("multiprocessors", e))?;
-        let multiprocessors = multiprocessors.max(1) as usize;
-        Ok(Cuda { stream, blas, modules, functions: Mutex::default(), multiprocessors })
+        let attribute = |which| {
+            let value = stream.context().attribute(which);
+            value.map_err(|e| CudaError::new(format!("{which:?}"), e))
+        };
+        use CUdevice_attribute::*;
+        let multiprocessors = attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1) as usize;
+        let shared_memory =
+            attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?.max(0) as usize;
+        let capability = (
+            attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        let (functions, activations) = (Mutex::default(), Activations::Exact);
+        Ok(Cuda {
+            stream,
+            blas,
+            modules,
+            functions,
+            multiprocessors,
+            shared_memory,
+            capability,
+            activations,
+        })
+    }
+
+    /// The same kernels, whose products take their activations as said.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Cuda {
+        Cuda { activations, ..self }
     }
 
     /// The stream every kernel runs on.
@@ -175,14 +206,16 @@ impl Cuda {
         memory.map_err(|e| CudaError::new(format!("{n} values of scratch memory"), e))
     }
 
-    /// The kernel of this name in any of the .cu.
-    fn kernel(&self, name: &'static str) -> Result<Kernel<'_>, CudaError> {
+    /// The kernel `name` of `source`.cu.
+    fn kernel(&self, source: &'static str, name: &'static str) -> Result<Kernel<'_>, CudaError> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         let function = match functions.get(name) {
             Some(function) => function.clone(),
             None => {
-                let found = self.modules.0.iter().find_map(|m| m.load_function(name).ok());
-                let function = found.ok_or_else(|| CudaError::missing(name))?;
+                let module = self.modules.0.get(source).ok_or_else(|| CudaError::missing(name))?;
+                let function = module.load_function(name);
+                let function = function
+                    .map_err(|e| CudaError::new(format!("kernel {name} of {source}.cu"), e))?;
                 functions.insert(name, function.clone());
                 function
             }
@@ -212,18 +245,39 @@ impl Kernel<'_> {
     /// within the memory they point to.
     unsafe fn launch(
         &self,
+        call: LaunchArgs<'_>,
+        grid: [usize; 3],
+        threads: usize,
+    ) -> Result<(), CudaError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.launch_with(call, grid, threads, 0) }
+    }
+
+    /// [`Kernel::launch`] with `shared` bytes of dynamic shared memory for each block, at most
+    /// `Cuda::shared_memory` of them.
+    ///
+    /// # Safety
+    ///
+    /// As [`Kernel::launch`], and the kernel stays within its shared memory.
+    unsafe fn launch_with(
+        &self,
         mut call: LaunchArgs<'_>,
         grid: [usize; 3],
         threads: usize,
+        shared: usize,
     ) -> Result<(), CudaError> {
         if grid.contains(&0) {
             return Ok(());
         }
         let failed = |e: DriverError| CudaError::new(format!("kernel {}", self.name), e);
+        if shared > 0 {
+            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            self.function.set_attribute(most, int(shared)).map_err(failed)?;
+        }
         let config = LaunchConfig {
             grid_dim: (uint(grid[0]), uint(grid[1]), uint(grid[2])),
             block_dim: (uint(threads), 1, 1),
-            shared_mem_bytes: 0,
+            shared_mem_bytes: uint(shared),
         };
         // SAFETY: passed on to the caller.
         unsafe { call.launch(config) }.map(drop).map_err(failed)

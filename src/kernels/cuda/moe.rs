@@ -76,7 +76,7 @@ impl Cuda {
         let (e, r, c, j) = (int(experts), int(rows), int(cols), int(k));
         match w {
             CudaExperts::Mxfp4 { blocks, scales } if t <= FEW_ROWS => {
-                let kernel = self.kernel("moe_gate_up_mxfp4")?;
+                let kernel = self.kernel("moe", "moe_gate_up_mxfp4")?;
                 let mut call = kernel.call();
                 call.arg(out).arg(blocks).arg(scales).arg(bias).arg(x).arg(indices);
                 call.arg(&e).arg(&r).arg(&c).arg(&j).arg(&swiglu.alpha).arg(&swiglu.limit);
@@ -102,7 +102,7 @@ impl Cuda {
                 Ok(())
             }
             CudaExperts::Bf16(weight) => {
-                let kernel = self.kernel("moe_gate_up_bf16")?;
+                let kernel = self.kernel("moe", "moe_gate_up_bf16")?;
                 let n = pairs as u64;
                 let mut call = kernel.call();
                 call.arg(out).arg(weight).arg(bias).arg(x).arg(indices).arg(&n);
@@ -147,7 +147,7 @@ impl Cuda {
             CudaExperts::Mxfp4 { blocks, scales } if t <= FEW_ROWS => {
                 let team = team(cols);
                 let (threads, of_team) = (team * k.min(MOST_THREADS / team), int(team));
-                let kernel = self.kernel("moe_down_mxfp4")?;
+                let kernel = self.kernel("moe", "moe_down_mxfp4")?;
                 let mut call = kernel.call();
                 call.arg(out).arg(blocks).arg(scales).arg(bias).arg(a).arg(indices).arg(weights);
                 call.arg(&e).arg(&r).arg(&c).arg(&j).arg(&of_team);
@@ -171,7 +171,7 @@ impl Cuda {
                 Ok(())
             }
             CudaExperts::Bf16(weight) => {
-                let kernel = self.kernel("moe_down_bf16")?;
+                let kernel = self.kernel("moe", "moe_down_bf16")?;
                 let n = t as u64;
                 let mut call = kernel.call();
                 call.arg(out).arg(weight).arg(bias).arg(a).arg(indices).arg(weights).arg(&n);

@@ -30,13 +30,13 @@ impl Cuda {
         let mut offsets = self.scratch::<u32>(groups + 1)?;
         let mut tiles = self.scratch::<u32>(4 * count)?;
         let (n, e, room) = (uint(pairs), uint(groups), uint(count));
-        let kernel = self.kernel("moe_sort")?;
+        let kernel = self.kernel("moe_sort", "moe_sort")?;
         let mut call = kernel.call();
         call.arg(&mut order).arg(&mut offsets).arg(indices).arg(&n);
         // SAFETY: every pair has one place below `pairs`; a block writes the offset of its group, the last
         // one also the end.
         unsafe { kernel.launch(call, [groups, 1, 1], SORT_THREADS) }?;
-        let kernel = self.kernel("moe_tiles")?;
+        let kernel = self.kernel("moe_sort", "moe_tiles")?;
         let mut call = kernel.call();
         call.arg(&mut tiles).arg(&offsets).arg(&e).arg(&room);
         // SAFETY: reads the offsets of `groups` groups and writes `count` tiles, which is enough for any
@@ -61,7 +61,7 @@ impl Cuda {
         let Tiles { order, tiles, count } = self.tiles(indices, shape.experts)?;
         let parts = self.parts(x, shape.cols)?;
         let (e, r, c, j) = (int(shape.experts), int(shape.rows), int(shape.cols), int(k));
-        let kernel = self.kernel("moe_gate_up_grouped")?;
+        let kernel = self.kernel("moe_grouped", "moe_gate_up_grouped")?;
         let mut call = kernel.call();
         call.arg(out).arg(w[0]).arg(w[1]).arg(bias).arg(&parts).arg(&order).arg(&tiles);
         call.arg(&e).arg(&r).arg(&c).arg(&j).arg(&swiglu.alpha).arg(&swiglu.limit);
@@ -88,7 +88,7 @@ impl Cuda {
         let parts = self.parts(a, shape.cols)?;
         let mut y = self.scratch::<f32>(indices.len() * shape.rows)?;
         let (e, r, c, j) = (int(shape.experts), int(shape.rows), int(shape.cols), int(k));
-        let kernel = self.kernel("moe_down_grouped")?;
+        let kernel = self.kernel("moe_grouped", "moe_down_grouped")?;
         let mut call = kernel.call();
         call.arg(&mut y).arg(w[0]).arg(w[1]).arg(bias).arg(&parts).arg(&order).arg(&tiles);
         call.arg(&e).arg(&r).arg(&c);
@@ -96,7 +96,7 @@ impl Cuda {
         // SAFETY: as above; y has a row for every pair, and every pair is in one tile.
         unsafe { kernel.launch(call, grid, TILE_THREADS) }?;
         let n = out.len() as u64;
-        let kernel = self.kernel("moe_combine")?;
+        let kernel = self.kernel("moe_sort", "moe_combine")?;
         let mut call = kernel.call();
         call.arg(out).arg(&y).arg(weights).arg(&r).arg(&j).arg(&n);
         // SAFETY: writes the n values of out from the k rows of y each is summed from.

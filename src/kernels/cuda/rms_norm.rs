@@ -20,7 +20,7 @@ impl Cuda {
         assert!(width > 0 && x.len().is_multiple_of(width), "x");
         assert_eq!(out.len(), x.len(), "out");
         let (rows, hidden) = (x.len() / width, int(width));
-        let kernel = self.kernel("rms_norm")?;
+        let kernel = self.kernel("rms_norm", "rms_norm")?;
         let mut call = kernel.call();
         call.arg(out).arg(x).arg(weight).arg(&hidden).arg(&eps);
         // SAFETY: block t reads the weight and row t and writes row t: the lengths hold them.
@@ -45,7 +45,7 @@ impl Cuda {
         assert!(width > 0 && x.len().is_multiple_of(width), "x");
         assert_eq!((delta.len(), out.len()), (x.len(), x.len()), "delta, out");
         let (rows, hidden) = (x.len() / width, int(width));
-        let kernel = self.kernel("add_rms_norm")?;
+        let kernel = self.kernel("rms_norm", "add_rms_norm")?;
         let mut call = kernel.call();
         call.arg(x).arg(delta).arg(out).arg(weight).arg(&hidden).arg(&eps);
         // SAFETY: block t reads the weight and rows t, and writes rows t: the lengths hold them.

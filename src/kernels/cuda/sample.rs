@@ -126,20 +126,20 @@ impl Cuda {
             let n = range.len();
             let (logits, rows) =
                 (logits.slice(first * vocab..range.end * vocab), rows.slice(range.clone()));
-            let kernel = self.kernel("sample_sort")?;
+            let kernel = self.kernel("sample", "sample_sort")?;
             let mut call = kernel.call();
             call.arg(&mut keys).arg(&mut of_chunk).arg(&logits).arg(&rows).arg(&words).arg(&v);
             // SAFETY: block (c, r) reads logits and lists of row r, whose ranges lie in `words`, changes
             // only scores of its chunk and writes chunk c of row r.
             unsafe { kernel.launch(call, [chunks, n, 1], SORT_THREADS) }?;
-            let kernel = self.kernel("sample_weigh")?;
+            let kernel = self.kernel("sample", "sample_weigh")?;
             let mut call = kernel.call();
             call.arg(&mut sums).arg(&keys).arg(&rows).arg(&v);
             // SAFETY: block (c, r) reads the keys of row r and writes sums of its chunk c.
             unsafe { kernel.launch(call, [chunks, n, 1], SORT_THREADS) }?;
             let (mut tokens, mut logprobs) =
                 (tokens.slice_mut(range.clone()), logprobs.slice_mut(range));
-            let kernel = self.kernel("sample_pick")?;
+            let kernel = self.kernel("sample", "sample_pick")?;
             let mut call = kernel.call();
             call.arg(&mut tokens).arg(&mut logprobs).arg(&keys).arg(&sums).arg(&of_chunk);
             call.arg(&logits).arg(&rows).arg(&v).arg(&chunk_count);

@@ -21,7 +21,7 @@ impl Cuda {
     ) -> Result<CudaSlice<u32>, CudaError> {
         let mut parts = self.scratch::<u32>(x.len())?;
         let (c, eights) = (int(cols), (x.len() / 8) as u64);
-        let kernel = self.kernel("tile_split")?;
+        let kernel = self.kernel("tile", "tile_split")?;
         let mut call = kernel.call();
         call.arg(&mut parts).arg(x).arg(&c).arg(&eights);
         // SAFETY: cols is a multiple of 32 and x is aligned, as the callers have checked; every eight of x

@@ -29,7 +29,7 @@ impl Cuda {
         let chosen = elements([t, k]);
         assert_eq!((indices.len(), weights.len()), (chosen, chosen), "indices, weights");
         let (tokens, e, k) = (int(t), int(experts), int(k));
-        let kernel = self.kernel("topk_softmax")?;
+        let kernel = self.kernel("topk", "topk_softmax")?;
         let mut call = kernel.call();
         call.arg(indices).arg(weights).arg(logits).arg(&tokens).arg(&e).arg(&k);
         // SAFETY: a warp reads its row below T and writes the k results of that row.
