@@ -35,6 +35,7 @@ mod cuda {
     mod load;
     mod matmul;
     mod moe;
+    mod moe_route;
     mod replay;
     mod rms_norm;
     mod sample;

@@ -20,6 +20,7 @@ mod matmul_q8;
 mod memory;
 mod moe;
 mod moe_grouped;
+mod moe_route;
 mod recording;
 mod rms_norm;
 mod sample;
@@ -30,6 +31,7 @@ pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
 pub use matmul::{CudaDense, FEW_ROWS, Projection};
 pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
+pub use moe_route::{RouteRoom, Routed};
 pub use recording::Recording;
 pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
 
