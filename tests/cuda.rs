@@ -38,5 +38,6 @@ mod cuda {
     mod replay;
     mod rms_norm;
     mod sample;
+    mod threads;
     mod topk;
 }

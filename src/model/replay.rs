@@ -12,6 +12,7 @@ use crate::kernels::cuda::{self, Recording};
 use crate::ops::{self, DeviceRows, Engine, Extents, HostRows, Rows};
 use crate::{Error, ErrorKind, Result};
 use candle_core::{CudaDevice, DType};
+use std::mem::ManuallyDrop;
 use std::sync::{Mutex, PoisonError};
 
 /// Steps that are kept recorded.
@@ -21,10 +22,13 @@ const MOST: usize = 8;
 /// because most prompts are followed by more than one token, and whoever asks for one need not wait.
 const REMEMBERED: usize = 16;
 
+/// See [`Pause`].
+const SHORTEST_PAUSE: u64 = 8;
+
 /// The recorded steps of one model.
 pub(super) struct Replay {
     /// Kernels on a stream of its own: what other threads do meanwhile must not be recorded with it.
-    recorder: Engine,
+    recorder: ManuallyDrop<Engine>,
     steps: Mutex<Steps>,
 }
 
@@ -34,9 +38,33 @@ struct Steps {
     met: Vec<Key>,
     /// In the order of their last use.
     recorded: Vec<Step>,
-    /// Recording failed: it is not tried again.
-    unavailable: bool,
+    pause: Pause,
     replayed: u64,
+}
+
+/// When recording failed it is left alone for a number of steps that would be recorded, twice as many each
+/// time: a driver that cannot record is not asked for long, and what spoilt one recording spoils no more.
+#[derive(Default)]
+struct Pause {
+    failures: u32,
+    left: u64,
+}
+
+impl Pause {
+    /// Whether this step is one of those.
+    fn covers_this_step(&mut self) -> bool {
+        let covered = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        covered
+    }
+
+    fn begin(&mut self, why: &dyn std::fmt::Display) {
+        if self.failures == 0 {
+            tracing::warn!("steps are not recorded for now, and slower for it: {why}");
+        }
+        self.left = SHORTEST_PAUSE << self.failures.min(32);
+        self.failures += 1;
+    }
 }
 
 #[derive(Clone, PartialEq)]
@@ -55,9 +83,11 @@ struct Step {
 impl Replay {
     /// For a model on `device`.
     pub(super) fn new(device: &CudaDevice) -> Result<Replay> {
-        let stream = CudaDevice::new_with_stream(device.cuda_stream().context().ordinal())?;
+        let ordinal = device.cuda_stream().context().ordinal();
+        let stream = cuda::between_recordings(|| CudaDevice::new_with_stream(ordinal))?;
         cuda::prepare(&stream.cuda_stream())?;
-        Ok(Replay { recorder: Engine::on(&stream)?, steps: Mutex::default() })
+        let recorder = ManuallyDrop::new(Engine::on(&stream)?);
+        Ok(Replay { recorder, steps: Mutex::default() })
     }
 
     /// How many steps were started from a recording.
@@ -78,9 +108,6 @@ impl Replay {
         }
         let key = Key { extents: Extents::new(rows), cache: cache.identity() };
         let mut steps = self.lock();
-        if steps.unavailable {
-            return Ok(None);
-        }
         let mut step = match steps.recorded.iter().position(|step| step.key == key) {
             Some(at) => {
                 let step = steps.recorded.remove(at);
@@ -94,14 +121,21 @@ impl Replay {
                 }
                 return Ok(None);
             }
+            None if steps.pause.covers_this_step() => return Ok(None),
             None => {
-                steps.met.retain(|met| *met != key);
                 steps.recorded.retain(|step| step.key.cache.exists());
-                match self.record(model, cache, rows, key) {
-                    Ok(step) => step,
+                match self.record(model, cache, rows, &key) {
+                    Ok(Some(step)) => {
+                        steps.met.retain(|met| *met != key);
+                        steps.pause = Pause::default();
+                        step
+                    }
+                    Ok(None) => {
+                        steps.pause.begin(&"other code waited for the whole device meanwhile");
+                        return Ok(None);
+                    }
                     Err(error) => {
-                        tracing::warn!("steps are not recorded, and slower for it: {error}");
-                        steps.unavailable = true;
+                        steps.pause.begin(&error);
                         return Ok(None);
                     }
                 }
@@ -125,8 +159,8 @@ impl Replay {
         model: &GptOss,
         cache: &KvCache,
         rows: &HostRows<'_>,
-        key: Key,
-    ) -> Result<Step> {
+        key: &Key,
+    ) -> Result<Option<Step>> {
         let shape = (rows.tokens.len(), model.config.vocab_size);
         let logits = Tensor::zeros(shape, DType::F32, &model.device)?;
         let rows = Rows::new(&model.engine, rows.clone())?;
@@ -137,11 +171,18 @@ impl Replay {
         let rows = rows.into_device_rows().ok_or_else(|| {
             Error::new(ErrorKind::Device, "a step was recorded on a device that it is not on")
         })?;
-        Ok(Step { key, recording, rows, logits })
+        Ok(recording.map(|recording| Step { key: key.clone(), recording, rows, logits }))
     }
 
     /// A panic elsewhere while they were held leaves them consistent: a step is there or not.
     fn lock(&self) -> std::sync::MutexGuard<'_, Steps> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Replay {
+    fn drop(&mut self) {
+        // SAFETY: it is not used again.
+        cuda::between_recordings(|| unsafe { ManuallyDrop::drop(&mut self.recorder) });
     }
 }

@@ -16,18 +16,18 @@ fn config_of(layers: &[(usize, Option<usize>)]) -> ModelConfig {
     config
 }
 
-fn config() -> ModelConfig {
+pub(super) fn config() -> ModelConfig {
     config_of(&[(8, Some(16)), (4, None)])
 }
 
 /// The same weights twice: replaying, and not.
-fn models(config: &ModelConfig, gpu: &Device, seed: u64) -> [GptOss; 2] {
+pub(super) fn models(config: &ModelConfig, gpu: &Device, seed: u64) -> [GptOss; 2] {
     let checkpoint = Checkpoint::random(config, seed).unwrap();
     let model = || GptOss::new(&checkpoint, 1).unwrap().on_device(gpu, |_| {}).unwrap();
     [model(), model().without_replay()]
 }
 
-fn cache(config: &ModelConfig, gpu: &Device, dtype: KvDtype, pages: usize) -> KvCache {
+pub(super) fn cache(config: &ModelConfig, gpu: &Device, dtype: KvDtype, pages: usize) -> KvCache {
     let scales = Some(vec![KvScales { k: 0.011, v: 0.013 }; config.num_hidden_layers()]);
     KvCache::new(config, &KvCacheConfig { dtype, pages, scales }, gpu).unwrap()
 }
@@ -39,7 +39,12 @@ fn step(model: &GptOss, batch: &Batch, sequences: &mut [&mut Sequence]) -> Vec<u
     logits.into_iter().map(f32::to_bits).collect()
 }
 
-fn feed(model: &GptOss, sequence: &mut Sequence, tokens: &[u32], chunk: usize) -> Vec<u32> {
+pub(super) fn feed(
+    model: &GptOss,
+    sequence: &mut Sequence,
+    tokens: &[u32],
+    chunk: usize,
+) -> Vec<u32> {
     let chunks = tokens.chunks(chunk).flat_map(|chunk| {
         let batch = Batch::single(sequence, chunk, LogitRows::All);
         step(model, &batch, &mut [sequence])

@@ -5,7 +5,7 @@ use super::cudarc::driver::{
     CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, DriverError,
     PinnedHostSlice, sys,
 };
-use super::{Cuda, CudaError};
+use super::{Cuda, CudaError, between_recordings};
 use std::sync::Arc;
 
 /// Transfers that go on at the same time, each in a stream of its own and fed by a thread of its own:
@@ -100,7 +100,8 @@ impl<'a> Upload<'a> {
             let buffers = (0..BUFFERS).map(buffer).collect::<Result<_, DriverError>>()?;
             Ok(Lane { stream: context.new_stream()?, buffers, next: 0 })
         };
-        let lanes = (0..LANES).map(lane).collect::<Result<_, DriverError>>();
+        let lanes = || (0..LANES).map(lane).collect::<Result<_, DriverError>>();
+        let lanes = between_recordings(lanes);
         let lanes = lanes.map_err(|e| CudaError::new("pinned memory for the weights", e))?;
         let (stream, progress) = (cuda.stream().clone(), Box::new(progress));
         Ok(Upload { stream, lanes, done: 0, progress })

@@ -30,7 +30,7 @@ pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
 pub use matmul::{CudaDense, FEW_ROWS, Projection};
 pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
-pub use recording::Recording;
+pub use recording::{Recording, between_recordings};
 pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
 
 use crate::kernels::Activations;
@@ -104,7 +104,9 @@ impl Modules {
             let module = module.map_err(|e| CudaError::new(format!("kernels of {name}.cu"), e))?;
             Ok((*name, module))
         };
-        let modules = Arc::new(Modules(FATBINS.iter().map(load).collect::<Result<_, _>>()?));
+        // The driver may wait for the device to put code into its memory.
+        let loading = between_recordings(|| FATBINS.iter().map(load).collect::<Result<_, _>>());
+        let modules = Arc::new(Modules(loading?));
         loaded.push((key, Arc::downgrade(&modules)));
         Ok(modules)
     }
