@@ -186,3 +186,19 @@ impl Drop for Replay {
         cuda::between_recordings(|| unsafe { ManuallyDrop::drop(&mut self.recorder) });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_ends_and_the_next_is_longer() {
+        let mut pause = Pause::default();
+        for length in [8, 16, 32] {
+            assert!(!pause.covers_this_step());
+            pause.begin(&"a test");
+            assert!((0..length).all(|_| pause.covers_this_step()), "{length}");
+        }
+        assert!(!pause.covers_this_step());
+    }
+}

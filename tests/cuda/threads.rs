@@ -161,18 +161,20 @@ fn steps_outlive_code_that_waits_for_the_context() {
         feed(model, &mut sequence, &tokens(steps, 1), 1)
     };
     let want = run(&plain, 4);
-    let (done, refused) = (AtomicBool::new(false), AtomicBool::new(false));
+    let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            CudaContext::new(0).unwrap();
-            while !done.load(Ordering::Relaxed) {
-                let waited = result::ctx::synchronize();
-                refused.fetch_or(waited.is_err(), Ordering::Relaxed);
-            }
-        });
-        for _ in 0..100 {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                CudaContext::new(0).unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    let _ = result::ctx::synchronize();
+                }
+            });
+        }
+        // Until it was spoilt each time, which is likely but not certain.
+        for rounds in 1..10 {
             assert!(run(&replaying, 4) == want);
-            if refused.load(Ordering::Relaxed) {
+            if replaying.replayed_steps() < 3 * rounds {
                 break;
             }
         }
@@ -180,5 +182,5 @@ fn steps_outlive_code_that_waits_for_the_context() {
     });
     let before = replaying.replayed_steps();
     run(&replaying, 100);
-    assert!(replaying.replayed_steps() > before, "it was given up");
+    assert!(replaying.replayed_steps() >= before + 80, "it was given up");
 }

@@ -145,7 +145,11 @@ API int cuStreamIsCapturing(void *stream, int *status) {
 API int cuStreamBeginCapture_v2(void *handle, int mode) {
     Lock lock(device);
     auto stream = stream_of(handle);
-    if (!stream || getenv("EMULATOR_NO_CAPTURE")) return stream ? NOT_SUPPORTED : INVALID_HANDLE;
+    if (!stream) return INVALID_HANDLE;
+    if (getenv("EMULATOR_NO_CAPTURE")) {
+        fprintf(stderr, "cuda emulator: asked to capture\n");
+        return NOT_SUPPORTED;
+    }
     if (handle == (void *)0 || handle == (void *)1) return CAPTURE_UNSUPPORTED;
     if (stream->capture || mine || mode != 1) return ILLEGAL_STATE;  // 1: thread-local
     stream->capture = std::make_shared<Graph>();
