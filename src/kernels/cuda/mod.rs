@@ -23,6 +23,7 @@ mod moe_grouped;
 mod recording;
 mod rms_norm;
 mod sample;
+mod step_rows;
 mod tile;
 mod topk;
 
@@ -30,7 +31,7 @@ pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
 pub use matmul::{CudaDense, FEW_ROWS, Projection};
 pub use memory::{Upload, free_memory, prepare};
 pub use moe::CudaExperts;
-pub use recording::{Recording, between_recordings};
+pub use recording::{MOST_RECORDED_ROWS, Recording, between_recordings, padded_rows};
 pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
 
 use crate::kernels::Activations;

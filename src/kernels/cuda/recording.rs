@@ -6,6 +6,22 @@ use super::cudarc::driver::{CudaGraph, CudaStream, DriverError, result};
 use super::{Cuda, CudaError};
 use std::sync::{Mutex, PoisonError};
 
+/// Rows of a recorded step at most.
+pub const MOST_RECORDED_ROWS: usize = 256;
+
+/// Rows of the recording that a step of `rows` is started from: a quarter more at most, so that a growing
+/// batch needs few of them. Up to eight, and beyond what is recorded, just as many.
+///
+/// A step of as many rows that is launched plainly splits its attention as the recorded one does, for the
+/// same bits.
+pub fn padded_rows(rows: usize) -> usize {
+    match rows {
+        0..=8 => rows,
+        9..=MOST_RECORDED_ROWS => rows.next_multiple_of(rows.next_power_of_two() / 8),
+        _ => rows,
+    }
+}
+
 /// How often a recording is begun anew, when other code spoils it.
 const ATTEMPTS: usize = 3;
 
