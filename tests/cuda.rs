@@ -35,9 +35,11 @@ mod cuda {
     mod load;
     mod matmul;
     mod moe;
+    mod padding;
     mod replay;
     mod rms_norm;
     mod sample;
+    mod step_rows;
     mod threads;
     mod topk;
 }

@@ -459,6 +459,21 @@ mod tests {
     }
 
     #[test]
+    fn edits_are_known_to_whoever_saw_any_of_them_last() {
+        let (mut edits, mut all) = (Edits::default(), Vec::new());
+        for i in 0..200usize {
+            let page = i * 7919 % 31 + i / 20;
+            edits.add(page);
+            all.push(page);
+            assert!(edits.first_pages.len() <= 42, "what nobody asks for is not kept");
+            for seen in 0..=all.len() {
+                let want = all[seen..].iter().min().copied();
+                assert_eq!(edits.first_page_since(seen as u64), want, "{all:?} since {seen}");
+            }
+        }
+    }
+
+    #[test]
     fn fp8_without_scales_is_refused() {
         let model = ModelConfig::gpt_oss_20b();
         let make = |scales| {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tracing::{Event, Level, Metadata, Subscriber, span};
 
-fn config_of(layers: &[(usize, Option<usize>)]) -> ModelConfig {
+pub(super) fn config_of(layers: &[(usize, Option<usize>)]) -> ModelConfig {
     let mut config = batches::config(layers);
     config.num_attention_heads = 2;
     config.num_key_value_heads = 1;
@@ -35,7 +35,7 @@ pub(super) fn cache(config: &ModelConfig, gpu: &Device, dtype: KvDtype, pages: u
     KvCache::new(config, &KvCacheConfig { dtype, pages, scales }, gpu).unwrap()
 }
 
-fn step(model: &GptOss, batch: &Batch, sequences: &mut [&mut Sequence]) -> Vec<u32> {
+pub(super) fn step(model: &GptOss, batch: &Batch, sequences: &mut [&mut Sequence]) -> Vec<u32> {
     let logits = model.forward(batch, sequences).unwrap().flatten_all().unwrap();
     let logits: Vec<f32> = logits.to_vec1().unwrap();
     assert!(logits.iter().all(|logit| logit.is_finite()));
