@@ -37,8 +37,11 @@ mod cuda {
     mod moe;
     mod moe_route;
     mod moe_rows;
+    mod padding;
     mod replay;
     mod rms_norm;
     mod sample;
+    mod step_rows;
+    mod threads;
     mod topk;
 }

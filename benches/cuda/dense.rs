@@ -110,7 +110,7 @@ fn topk(bench: &Bench, sizes: &Sizes) -> Result<()> {
             let name = format!("topk_softmax {k} of {experts}");
             bench.case(&name, work, &mut bench.nans(rows * k)?, |_, weights| {
                 let (indices, logits) = (&mut indices.as_view_mut(), &logits.as_view());
-                bench.cuda.topk_softmax(indices, weights, logits, experts, k)
+                bench.cuda.topk_softmax(indices, weights, logits, None, experts, k)
             })?;
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::kernels::{NO_PAGE, PAGE_TOKENS};
 use crate::{Error, Result};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::KvCache;
 
@@ -10,10 +11,41 @@ use super::KvCache;
 /// Grown by the model's `forward`; dropped, it gives its pages back.
 #[derive(Debug)]
 pub struct Sequence {
+    /// No other sequence has or had it.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "of use to a device alone"))]
+    id: u64,
     cache: KvCache,
     /// Positions whose keys and values are cached.
     len: usize,
     layers: Vec<PageTable>,
+    edits: Edits,
+}
+
+/// When entries of the page tables became others, but for those that were added and those that a window
+/// has left.
+#[derive(Clone, Debug, Default)]
+struct Edits {
+    count: u64,
+    /// Number of an edit and the first page that was others' after it, both ascending: of edits with a
+    /// later one that goes as far back nobody needs to know.
+    first_pages: Vec<(u64, usize)>,
+}
+
+impl Edits {
+    /// From page `page` on entries are, or will be, others.
+    fn add(&mut self, page: usize) {
+        self.count += 1;
+        while self.first_pages.last().is_some_and(|(_, other)| *other >= page) {
+            self.first_pages.pop();
+        }
+        self.first_pages.push((self.count, page));
+    }
+
+    #[cfg(any(feature = "cuda", test))]
+    fn first_page_since(&self, count: u64) -> Option<usize> {
+        let behind = self.first_pages.partition_point(|(edit, _)| *edit <= count);
+        self.first_pages.get(behind).map(|(_, page)| *page)
+    }
 }
 
 /// Page `entries[i]` holds positions `64·i .. 64·i + 64`; entries before `first` were given back.
@@ -32,7 +64,7 @@ impl PageTable {
 impl Sequence {
     pub(super) fn new(cache: KvCache) -> Sequence {
         let layers = vec![PageTable::default(); cache.layers()];
-        Sequence { cache, len: 0, layers }
+        Sequence { id: new_id(), cache, len: 0, layers, edits: Edits::default() }
     }
 
     /// Number of cached positions; the next token goes to this position.
@@ -61,7 +93,13 @@ impl Sequence {
         for table in &self.layers {
             self.cache.retain(table.held());
         }
-        Sequence { cache: self.cache.clone(), len: self.len, layers: self.layers.clone() }
+        Sequence {
+            id: new_id(),
+            cache: self.cache.clone(),
+            len: self.len,
+            layers: self.layers.clone(),
+            edits: Edits::default(),
+        }
     }
 
     /// True when every layer still holds what a token at position `len` would see, so that
@@ -101,6 +139,7 @@ impl Sequence {
             self.cache.release(table.held());
             *table = PageTable::default();
         }
+        self.edits.add(0);
         self.len = 0;
     }
 
@@ -124,6 +163,39 @@ impl Sequence {
     /// The page table of `layer`; [`NO_PAGE`] where the window has passed.
     pub(crate) fn page_table(&self, layer: usize) -> &[u32] {
         &self.layers[layer].entries
+    }
+
+    /// What no other sequence has or had.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Entries of each layer's page table.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn table_len(&self) -> usize {
+        self.layers.first().map_or(0, |table| table.entries.len())
+    }
+
+    /// The page table of `layer` from page `from` on, or from the first that is held, and which that is.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn pages_from(&self, layer: usize, from: usize) -> (usize, &[u32]) {
+        let table = &self.layers[layer];
+        let from = from.max(table.first).min(table.entries.len());
+        (from, &table.entries[from..])
+    }
+
+    /// How often entries became others.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn edits(&self) -> u64 {
+        self.edits.count
+    }
+
+    /// The first page whose entry is another than after so many edits; pages that were added or left by a
+    /// window do not count.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn first_page_edited_since(&self, edits: u64) -> Option<usize> {
+        self.edits.first_page_since(edits)
     }
 
     /// Where position `position` of `layer` is stored: page times [`PAGE_TOKENS`] plus row.
@@ -163,6 +235,7 @@ impl Sequence {
                 self.cache.copy_page(shared, own)?;
                 pages.pop();
                 *tail = own;
+                self.edits.add(self.len / PAGE_TOKENS);
                 self.cache.release(std::iter::once(shared));
             }
             while table.entries.len() < end {
@@ -190,10 +263,17 @@ impl Sequence {
     /// Undoes [`Sequence::append`] when the step fails.
     pub(crate) fn drop_pages_beyond_len(&mut self) {
         let keep = self.len.div_ceil(PAGE_TOKENS);
+        let mut first_dropped = usize::MAX;
         for table in &mut self.layers {
             let keep = keep.max(table.first).min(table.entries.len());
+            if keep < table.entries.len() {
+                first_dropped = first_dropped.min(keep);
+            }
             self.cache.release(table.entries[keep..].iter().copied());
             table.entries.truncate(keep);
+        }
+        if first_dropped < usize::MAX {
+            self.edits.add(first_dropped);
         }
     }
 
@@ -209,6 +289,11 @@ impl Sequence {
         let tail = table.entries.get(self.len / PAGE_TOKENS).copied().filter(|_| partial)?;
         (tail != NO_PAGE && self.cache.is_shared(tail)).then_some(tail)
     }
+}
+
+fn new_id() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl Drop for Sequence {
@@ -371,6 +456,21 @@ mod tests {
         sequence.drop_pages_beyond_len();
         assert_eq!((sequence.pages(), sequence.len()), (held, 100));
         assert_eq!(cache.free_pages(), 1000 - held);
+    }
+
+    #[test]
+    fn edits_are_known_to_whoever_saw_any_of_them_last() {
+        let (mut edits, mut all) = (Edits::default(), Vec::new());
+        for i in 0..200usize {
+            let page = i * 7919 % 31 + i / 20;
+            edits.add(page);
+            all.push(page);
+            assert!(edits.first_pages.len() <= 42, "what nobody asks for is not kept");
+            for seen in 0..=all.len() {
+                let want = all[seen..].iter().min().copied();
+                assert_eq!(edits.first_page_since(seen as u64), want, "{all:?} since {seen}");
+            }
+        }
     }
 
     #[test]

@@ -18,11 +18,11 @@
 //! | `topk_softmax` | the k largest logits of a row, ties to the lower index, in descending order; softmax over those k | `logits: [T,E]`, `indices, weights: [T,k]` | indices exact, weights bounded |
 //! | `moe_gate_up` | `h = W_gu[e]·x + b_gu[e]`; `g = min(h[2i], limit)`, `u = clamp(h[2i+1], ±limit)`; `out[i] = g·σ(alpha·g)·(u+1)` | `x: [T,H]`, `W_gu: [E,2I,H]`, `indices: [T,k]`, `out: [T·k,I]` | bounded, row-invariant |
 //! | `moe_down` | `out[t,:] = Σ_j weight[t,j] · (W_d[e_j]·a[t·k+j,:] + b_d[e_j])`, summed in the order of `indices` | `a: [T·k,I]`, `W_d: [E,H,I]`, `out: [T,H]` | bounded, row-invariant |
-//! | `kv_write` | stores row t of k and v at `slots[t]`, converted to the page's type | `k, v: [T,K,D]`, page `[2,K,64,D]` | exact |
+//! | `kv_write` | stores row t of k and v at `slots[t]`, converted to the page's type; NaN in FP8 of either sign | `k, v: [T,K,D]`, page `[2,K,64,D]` | exact |
 //! | `attention` | softmax over the visible positions and the head's sink, times V | `q, out: [T,Q,D]`, pages | bounded, row-invariant |
 //! | `sample` | penalties, bias, mask; temperature, the k largest, the nucleus, the likely enough; one drawn | `logits: [R,V]`, `out: [R]` | the token exact but for the rounding of sums |
 //! | `mxfp4_decode` | `FP4[nibble] · 2^(scale−127)` | blocks `[rows, cols/2]`, scales `[rows, cols/32]` | exact |
-//! | `fp8_encode`, `fp8_decode` | E4M3FN, round to nearest even, saturate at ±448; NaN stays NaN | scalar | exact |
+//! | `fp8_encode`, `fp8_decode` | E4M3FN, round to nearest even, saturate at ±448; NaN stays NaN, of either sign | scalar | exact |
 //!
 //! **Classes.** *exact*: bit equality with the reference. *bounded*:
 //! `|out − ref| ≤ c·n·eps_f32·Σ|terms|` with n the length of the reduction and c stated by the test;

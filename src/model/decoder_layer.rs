@@ -49,7 +49,7 @@ impl DecoderLayer {
         let normed = self.input_layernorm.forward(x, step.engine)?;
         x.add(self.self_attn.forward(&normed, layer, step)?);
         let normed = self.post_attention_layernorm.forward(x, step.engine)?;
-        x.add(self.mlp.forward(&normed, step.engine)?);
+        x.add(self.mlp.forward(&normed, step)?);
         Ok(())
     }
 }

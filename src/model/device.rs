@@ -48,7 +48,8 @@ impl std::fmt::Display for DeviceName {
 
 impl DeviceName {
     /// The device. A GPU is opened with one stream of its own, which all threads share, so that what
-    /// one of them started comes before what another starts later.
+    /// one of them started comes before what another starts later. Where another thread's model is just
+    /// recording a step, see `GptOss::forward`, this waits for it: the driver would refuse.
     ///
     /// # Errors
     /// `InvalidRequest` for a GPU in a build without the feature `cuda`; `Device` when there is no
@@ -102,11 +103,11 @@ pub(crate) fn workspace(config: &ModelConfig, tokens: usize) -> u64 {
 #[cfg(feature = "cuda")]
 mod cuda {
     use super::Device;
-    use crate::kernels::cuda::prepare;
+    use crate::kernels::cuda::{between_recordings, prepare};
     use candle_core::{CudaDevice, Result};
 
     pub(super) fn open(number: usize) -> Result<Device> {
-        let device = CudaDevice::new_with_stream(number)?;
+        let device = between_recordings(|| CudaDevice::new_with_stream(number))?;
         prepare(&device.cuda_stream())?;
         Ok(Device::Cuda(device))
     }

@@ -23,6 +23,8 @@ mod linear;
 mod moe;
 mod norm;
 #[cfg(feature = "cuda")]
+mod page_tables;
+#[cfg(feature = "cuda")]
 #[allow(unsafe_code)]
 mod replay;
 mod residual;
@@ -40,16 +42,20 @@ use crate::cache::{KvCache, Sequence};
 use crate::kernels::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{self, Upload};
-use crate::ops::{Engine, HostRows, Rows};
+use crate::ops::{Engine, HostRows, Rows, Tables};
 use crate::weights::Checkpoint;
 use crate::{Error, ErrorKind, ModelConfig, Result, ops};
 use decoder_layer::DecoderLayer;
 use linear::Linear;
 use norm::RmsNorm;
 #[cfg(feature = "cuda")]
+use page_tables::PageTables;
+#[cfg(feature = "cuda")]
 use replay::Replay;
 use residual::Residual;
 use rope::YarnRope;
+#[cfg(feature = "cuda")]
+use std::sync::{Mutex, PoisonError};
 use weight::Bf16Weight;
 
 /// A gpt-oss or gpt-oss-puzzle transformer, ready to run.
@@ -65,6 +71,10 @@ pub struct GptOss {
     norm: RmsNorm,
     lm_head: Linear, // [V, H]
     rope: YarnRope,
+    /// `None` on the CPU. Whoever holds them computes a step: what the device knows of page tables is
+    /// right in the order in which its stream is given the steps.
+    #[cfg(feature = "cuda")]
+    page_tables: Option<Mutex<PageTables>>,
     /// `None` on the CPU.
     #[cfg(feature = "cuda")]
     replay: Option<Replay>,
@@ -106,6 +116,8 @@ impl GptOss {
             norm: RmsNorm::new(checkpoint, "model.norm.weight")?,
             lm_head: Linear::without_bias(checkpoint, "lm_head", vocab, hidden)?,
             rope: YarnRope::new(&config.rope, config.head_dim),
+            #[cfg(feature = "cuda")]
+            page_tables: None,
             #[cfg(feature = "cuda")]
             replay: None,
             config,
@@ -179,7 +191,9 @@ impl GptOss {
         self.lm_head.upload(&mut upload)?;
         upload.finish()?;
         let replay = Some(Replay::new(device)?);
-        Ok(GptOss { engine, device: Device::Cuda(device.clone()), replay, ..self })
+        let device = Device::Cuda(device.clone());
+        let page_tables = Some(Mutex::new(PageTables::new(&device, self.layers.len())));
+        Ok(GptOss { engine, device, page_tables, replay, ..self })
     }
 
     /// Never starts a step from a recording, see [`GptOss::forward`]: to measure what that gains.
@@ -241,9 +255,39 @@ impl GptOss {
     }
 
     fn run(&self, batch: &Batch, sequences: &[&Sequence]) -> Result<Tensor> {
-        let cache = sequences[0].cache();
-        let rows = self.rows(batch, sequences);
         #[cfg(feature = "cuda")]
+        if let Some(tables) = &self.page_tables {
+            let mut tables = tables.lock().unwrap_or_else(PoisonError::into_inner);
+            let logits = self.run_on_device(batch, sequences, &mut tables);
+            if logits.is_err() {
+                tables.forget();
+            }
+            return logits;
+        }
+        let layers = 0..self.layers.len();
+        let slots = layers.clone().flat_map(|layer| {
+            let rows = batch.positions().iter().zip(batch.sequence_ids());
+            rows.map(move |(&p, &id)| sequences[id as usize].slot(layer, p as usize))
+        });
+        let tables = layers.flat_map(|layer| sequences.iter().map(move |s| s.page_table(layer)));
+        let tables = Tables::Host { tables: tables.collect(), slots: slots.collect() };
+        let rows = self.rows(batch, batch.sequence_ids(), tables);
+        self.compute(&self.engine, sequences[0].cache(), &Rows::new(&self.engine, rows)?)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn run_on_device(
+        &self,
+        batch: &Batch,
+        sequences: &[&Sequence],
+        tables: &mut PageTables,
+    ) -> Result<Tensor> {
+        let cache = sequences[0].cache();
+        let update = tables.update(sequences)?;
+        let numbers: Vec<u32> =
+            batch.sequence_ids().iter().map(|id| update.numbers[*id as usize]).collect();
+        let tables = Tables::Device { tables: update.tables, changes: update.changes };
+        let rows = self.rows(batch, &numbers, tables);
         if let Some(replay) = &self.replay
             && let Some(logits) = replay.step(self, cache, &rows)?
         {
@@ -271,27 +315,18 @@ impl GptOss {
         self.lm_head.forward(&x, engine) // [R, V]
     }
 
-    /// Where every row of `batch` stands, in every layer.
-    fn rows<'a>(&self, batch: &'a Batch, sequences: &'a [&Sequence]) -> HostRows<'a> {
-        let layers = self.layers.len();
-        let mut slots = Vec::with_capacity(layers * batch.len());
-        let mut page_tables = Vec::with_capacity(layers * sequences.len());
-        for layer in 0..layers {
-            let rows = batch.positions().iter().zip(batch.sequence_ids());
-            slots.extend(rows.map(|(&p, &id)| sequences[id as usize].slot(layer, p as usize)));
-            page_tables.extend(sequences.iter().map(|s| s.page_table(layer)));
-        }
+    /// Where every row of `batch` stands, whose sequences have the numbers `sequences` in `tables`.
+    fn rows<'a>(&self, batch: &'a Batch, sequences: &'a [u32], tables: Tables<'a>) -> HostRows<'a> {
         let (cos, sin) = self.rope.cos_sin(batch.positions());
         HostRows {
             tokens: batch.tokens(),
             positions: batch.positions(),
-            sequences: batch.sequence_ids(),
+            sequences,
             logit_rows: batch.logit_rows(),
             cos,
             sin,
-            slots,
-            page_tables,
-            layers,
+            tables,
+            layers: self.layers.len(),
         }
     }
 

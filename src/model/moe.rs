@@ -1,12 +1,13 @@
 //! [`Moe`]: the router and its experts.
 
+use super::Step;
 use super::linear::Linear;
 use super::weight::ExpertWeights;
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::Upload;
 use crate::kernels::{ExpertShape, SwigluParams};
-use crate::ops::{self, Engine};
+use crate::ops;
 use crate::weights::Checkpoint;
 use candle_core::Tensor;
 
@@ -57,9 +58,10 @@ impl Moe {
     }
 
     /// `x: [T, H]` to `[T, H]`.
-    pub(super) fn forward(&self, x: &Tensor, engine: &Engine) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, step: &Step<'_>) -> Result<Tensor> {
+        let Step { engine, rows, .. } = step;
         let logits = self.router.forward(x, engine)?; // [T, E]
-        let routing = ops::topk_softmax(engine, &logits, self.experts_per_token)?; // [2, T, k]
+        let routing = ops::topk_softmax(engine, &logits, rows, self.experts_per_token)?; // [2, T, k]
         let experts = ops::Experts {
             gate_up: self.gate_up_proj.projection(),
             down: self.down_proj.projection(),

@@ -64,7 +64,11 @@ impl CustomOp2 for Attention<'_> {
         let (queries, pages) = (view(q, q_layout)?, view(pages, pages_layout)?);
         let rows = rows.on_device()?;
         let (words, layout) = rows.words().storage_and_layout();
-        let rows = rows.parts(view(on_device(&words)?, layout)?).visible(layer, window);
+        let tables = rows.tables();
+        let (all, all_layout) = tables.words().storage_and_layout();
+        let of_layer = tables.of_layer(&view(on_device(&all)?, all_layout)?, layer);
+        let rows = rows.parts(view(on_device(&words)?, layout)?);
+        let rows = rows.visible(of_layer, tables.stride(), window);
         let out = output(&q.device, queries.len(), |out| {
             cuda.attention(out, &queries, &pages, &sinks, &rows, heads, format, scale)
         })?;

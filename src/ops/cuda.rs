@@ -4,7 +4,8 @@ use crate::kernels::cuda::CudaError;
 use crate::kernels::cuda::cudarc::driver::{CudaView, CudaViewMut, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaDevice};
 use candle_core::{
-    CpuStorage, CudaStorage, Error, InplaceOp1, Layout, Result, Storage, Tensor, bail,
+    CpuStorage, CudaStorage, DType, Device, Error, InplaceOp1, Layout, Result, Storage, Tensor,
+    bail,
 };
 use std::cell::Cell;
 
@@ -63,6 +64,12 @@ pub(super) fn output<T: CudaDType + DeviceRepr>(
     Ok(CudaStorage::wrap_cuda_slice(out, device.clone()))
 }
 
+/// `n` words on `device`, which a kernel fills before another reads them.
+pub(super) fn words_to_fill(device: &Device, n: usize) -> Result<Tensor> {
+    // SAFETY: as for `output`, and any bits are a word.
+    unsafe { Tensor::empty(n, DType::U32, device) }
+}
+
 /// Gives `f` a tensor on a device to be written, inside an op that changes another one.
 pub(super) fn change<F>(tensor: &Tensor, f: F) -> Result<()>
 where
@@ -98,6 +105,13 @@ pub(super) fn longs<'a>(halves: &CudaView<'a, u32>) -> CudaView<'a, u64> {
     // SAFETY: every pair of u32 is the bits of a u64; its alignment is the caller's, and a kernel that
     // reads it otherwise fails.
     unsafe { halves.transmute(halves.len() / 2) }.expect("no more bytes")
+}
+
+/// The u64 whose halves these are, to be written; see [`longs`].
+pub(super) fn longs_mut<'a>(halves: &'a mut CudaViewMut<'_, u32>) -> CudaViewMut<'a, u64> {
+    let n = halves.len() / 2;
+    // SAFETY: as in `longs`, and every u64 is two u32.
+    unsafe { halves.transmute_mut(n) }.expect("no more bytes")
 }
 
 /// The f32 whose bits these are, to be written.

@@ -13,6 +13,8 @@ mod copy_page;
 mod cuda;
 #[cfg(feature = "cuda")]
 mod device_rows;
+#[cfg(feature = "cuda")]
+mod device_tables;
 mod embedding;
 mod engine;
 mod gather_rows;
@@ -27,10 +29,12 @@ mod topk;
 
 pub(crate) use attention::{AttentionCall, attention};
 #[cfg(feature = "cuda")]
-pub(crate) use copy::copy;
+pub(crate) use copy::{copied, copy};
 pub(crate) use copy_page::copy_page;
 #[cfg(feature = "cuda")]
 pub(crate) use device_rows::{DeviceRows, Extents};
+#[cfg(feature = "cuda")]
+pub(crate) use device_tables::DeviceTables;
 pub(crate) use embedding::embedding;
 pub(crate) use engine::{Engine, ExpertMatrices, Matrix, Slice};
 pub(crate) use gather_rows::gather_rows;
@@ -38,7 +42,7 @@ pub(crate) use matmul::{Projection, matmul, matmul_each};
 pub(crate) use moe::{ExpertProjection, Experts, moe};
 pub(crate) use rms_norm::{add_rms_norm, rms_norm};
 pub(crate) use rope_kv_write::{CacheWrite, rope_kv_write};
-pub(crate) use rows::{HostRows, Rows};
+pub(crate) use rows::{HostRows, Rows, Tables};
 #[cfg(feature = "cuda")]
 pub(crate) use sample::sample;
 pub(crate) use topk::topk_softmax;

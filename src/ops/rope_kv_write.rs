@@ -60,8 +60,10 @@ impl InplaceOp1 for RopeKvWrite<'_> {
         let cuda = self.engine.cuda()?;
         let rows = rows.on_device()?;
         let (words, words_layout) = rows.words().storage_and_layout();
+        let (slots, slots_layout) = rows.slots().storage_and_layout();
+        let slots = view(on_device(&slots)?, slots_layout)?;
         let rows = rows.parts(view(on_device(&words)?, words_layout)?);
-        let ((cos, sin), slots) = (rows.angles(), rows.slots(layer));
+        let ((cos, sin), slots) = (rows.angles(), rows.slots(&slots, layer));
         let mut qkv = view_mut(qkv, layout)?;
         let (queries, keys) = self.write.lengths(qkv.len());
         let (mut q, kv) = qkv.split_at_mut(queries);

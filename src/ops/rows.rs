@@ -2,7 +2,7 @@
 
 use super::Engine;
 #[cfg(feature = "cuda")]
-use super::device_rows::DeviceRows;
+use super::{DeviceRows, DeviceTables, Extents};
 use crate::kernels::AttentionRows;
 #[cfg(feature = "cuda")]
 use candle_core::bail;
@@ -15,7 +15,7 @@ pub(crate) struct HostRows<'a> {
     pub(crate) tokens: &'a [u32],
     /// Position of each row in its sequence, T.
     pub(crate) positions: &'a [u32],
-    /// Number of each row's sequence, T.
+    /// Number of each row's page table, T.
     pub(crate) sequences: &'a [u32],
     /// Rows whose logits are wanted, ascending, R.
     pub(crate) logit_rows: &'a [u32],
@@ -23,17 +23,35 @@ pub(crate) struct HostRows<'a> {
     pub(crate) cos: Vec<f32>,
     /// Sine of the same, `[T, D/2]`.
     pub(crate) sin: Vec<f32>,
-    /// Where each layer stores each row, `[layers, T]`.
-    pub(crate) slots: Vec<u64>,
-    /// Page table of each sequence in each layer, `[layers, sequences]`.
-    pub(crate) page_tables: Vec<&'a [u32]>,
+    /// The page tables.
+    pub(crate) tables: Tables<'a>,
     /// Number of layers.
     pub(crate) layers: usize,
 }
 
-#[cfg(feature = "cuda")]
+/// The page tables of a step's sequences.
+#[derive(Clone)]
+pub(crate) enum Tables<'a> {
+    /// In host memory.
+    Host {
+        /// Page table of each sequence in each layer, `[layers, sequences]`.
+        tables: Vec<&'a [u32]>,
+        /// Where each layer stores each row, `[layers, T]`.
+        slots: Vec<u64>,
+    },
+    /// On a device.
+    #[cfg(feature = "cuda")]
+    Device {
+        /// As the steps before left them.
+        tables: &'a DeviceTables,
+        /// What changes with this step, see [`DeviceTables`].
+        changes: &'a [u32],
+    },
+}
+
 impl HostRows<'_> {
     /// Whether every row is alone in its sequence and has its logits asked for: a step of decode.
+    #[cfg(feature = "cuda")]
     pub(crate) fn are_decode(&self) -> bool {
         self.logit_rows.len() == self.tokens.len()
             && self.sequences.windows(2).all(|pair| pair[0] != pair[1])
@@ -52,8 +70,6 @@ pub(crate) struct Rows<'a> {
 impl<'a> Rows<'a> {
     /// Brings `rows` to where `engine` computes, in one piece.
     pub(crate) fn new(engine: &Engine, rows: HostRows<'a>) -> Result<Rows<'a>> {
-        assert_eq!(rows.slots.len(), rows.layers * rows.tokens.len(), "slots");
-        assert!(rows.page_tables.len().is_multiple_of(rows.layers), "page_tables");
         match engine {
             Engine::Cpu(_) => Ok(Rows {
                 tokens: Tensor::new(rows.tokens, &Device::Cpu)?,
@@ -63,16 +79,36 @@ impl<'a> Rows<'a> {
                 on_device: None,
             }),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(_, device) => {
-                let on_device = DeviceRows::new(device, &rows)?;
-                Ok(Rows {
-                    tokens: on_device.tokens()?,
-                    logit_rows: on_device.logit_rows()?,
-                    host: rows,
-                    on_device: Some(on_device),
-                })
+            Engine::Cuda(..) => {
+                let extents = Extents::of_launches(&rows);
+                let rows = Rows::to_record(engine, rows, extents)?;
+                rows.prepare(engine)?;
+                Ok(rows)
             }
         }
+    }
+
+    /// As [`Rows::new`], with padding up to `extents`; [`Rows::prepare`] is still to be recorded, before
+    /// anything else.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn to_record(
+        engine: &Engine,
+        rows: HostRows<'a>,
+        extents: Extents,
+    ) -> Result<Rows<'a>> {
+        let on_device = DeviceRows::new(engine.cuda_device()?, &rows, extents)?;
+        Ok(Rows {
+            tokens: on_device.tokens()?,
+            logit_rows: on_device.logit_rows()?,
+            host: rows,
+            on_device: Some(on_device),
+        })
+    }
+
+    /// Changes the page tables and looks up the rows' slots, on the stream of `engine`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn prepare(&self, engine: &Engine) -> Result<()> {
+        self.on_device()?.prepare(engine)
     }
 
     /// Tokens, `[T]`.
@@ -93,17 +129,27 @@ impl<'a> Rows<'a> {
     /// Where `layer` stores each row.
     pub(super) fn slots(&self, layer: usize) -> &[u64] {
         let count = self.host.tokens.len();
-        &self.host.slots[layer * count..][..count]
+        &self.in_host_memory().1[layer * count..][..count]
     }
 
     /// What each row sees of `layer`, whose window is `window`.
     pub(super) fn visible(&self, layer: usize, window: Option<usize>) -> AttentionRows<'_> {
-        let count = self.host.page_tables.len() / self.host.layers;
+        let (tables, _) = self.in_host_memory();
+        let count = tables.len() / self.host.layers;
         AttentionRows {
             positions: self.host.positions,
             sequences: self.host.sequences,
-            page_tables: &self.host.page_tables[layer * count..][..count],
+            page_tables: &tables[layer * count..][..count],
             window,
+        }
+    }
+
+    /// Page tables and slots.
+    fn in_host_memory(&self) -> (&[&[u32]], &[u64]) {
+        match &self.host.tables {
+            Tables::Host { tables, slots } => (tables, slots),
+            #[cfg(feature = "cuda")]
+            Tables::Device { .. } => panic!("the rows are of a step on a device"),
         }
     }
 

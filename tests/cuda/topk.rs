@@ -10,7 +10,7 @@ fn topk(gpu: &Gpu, logits: &[f32], experts: usize, k: usize) -> (Vec<u32>, Vec<f
     let mut weights = Vec::new();
     let indices = gpu.guarded(n, 3, |indices| {
         weights = gpu.guarded(n, 1, |weights| {
-            gpu.cuda.topk_softmax(indices, weights, &logits.view(), experts, k)
+            gpu.cuda.topk_softmax(indices, weights, &logits.view(), None, experts, k)
         });
         Ok(())
     });

@@ -1,7 +1,7 @@
 //! FP8 E4M3FN: sign, four exponent bits with bias 7, three mantissa bits; no infinities.
 
 /// The nearest E4M3FN code, ties to even; magnitudes above 448, infinity included, become 448; NaN
-/// stays NaN; signs, that of zero too, are kept.
+/// stays NaN, of either sign; that of zero is kept.
 #[inline(always)]
 pub fn fp8_encode(x: f32) -> u8 {
     let sign = (x.to_bits() >> 24) as u8 & 0x80;

@@ -9,7 +9,7 @@
 
 use super::cache::format_arguments;
 use super::cudarc::driver::{CudaView, CudaViewMut, PushKernelArg};
-use super::{Cuda, CudaError, int, uint};
+use super::{Cuda, CudaError, int, padded_rows, uint};
 use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS, elements, page_count};
 
 /// Dimensions of a head at most.
@@ -58,6 +58,12 @@ impl AttentionBlocks {
         let (singles, run_count) = (words.len() / 2, runs.len() / 2);
         words.extend(runs);
         AttentionBlocks { words, singles, runs: run_count, rows: first }
+    }
+
+    /// As many single rows.
+    pub fn singles(rows: usize) -> AttentionBlocks {
+        let words = (0..rows).flat_map(|row| [uint(row), 1]).collect();
+        AttentionBlocks { words, singles: rows, runs: 0, rows }
     }
 
     /// First row and number of rows of each block, single rows before the runs.
@@ -111,7 +117,7 @@ impl Cuda {
         // As many blocks as run at a time: fewer leave bandwidth unused, more wait for a second round.
         let wanted = BLOCKS_PER_MULTIPROCESSOR * self.multiprocessors;
         let groups = (heads.q_heads / heads.kv_heads.max(1)).div_ceil(GROUP);
-        let of_row = wanted / (rows.blocks.singles * heads.kv_heads * groups).max(1);
+        let of_row = wanted / (padded_rows(rows.blocks.singles) * heads.kv_heads * groups).max(1);
         let span = positions(rows).1.div_ceil(of_row.max(1)).max(1).next_multiple_of(SPAN);
         self.attention_in_spans(out, q, pages, sinks, rows, heads, format, scale, span)
     }

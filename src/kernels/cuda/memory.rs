@@ -6,7 +6,7 @@ use super::cudarc::driver::{
     PinnedHostSlice, sys,
 };
 use super::moe_pack::Packing;
-use super::{Cuda, CudaError};
+use super::{Cuda, CudaError, between_recordings};
 use crate::kernels::ExpertShape;
 use std::sync::Arc;
 
@@ -108,7 +108,8 @@ impl<'a> Upload<'a> {
             let buffers = (0..BUFFERS).map(buffer).collect::<Result<_, DriverError>>()?;
             Ok(Lane { stream: context.new_stream()?, buffers, next: 0 })
         };
-        let lanes = (0..LANES).map(lane).collect::<Result<_, DriverError>>();
+        let lanes = || (0..LANES).map(lane).collect::<Result<_, DriverError>>();
+        let lanes = between_recordings(lanes);
         let lanes = lanes.map_err(|e| CudaError::new("pinned memory for the weights", e))?;
         let (stream, progress) = (cuda.stream().clone(), Box::new(progress));
         Ok(Upload { cuda, stream, lanes, done: 0, again: 0, progress })

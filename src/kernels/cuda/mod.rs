@@ -25,6 +25,7 @@ mod moe_route;
 mod recording;
 mod rms_norm;
 mod sample;
+mod step_rows;
 mod tile;
 mod topk;
 
@@ -34,7 +35,7 @@ pub use memory::{Upload, free_memory, prepare};
 pub use moe::{CudaExperts, CudaMoe, CudaProjection};
 pub use moe_pack::Packing;
 pub use moe_route::{RouteRoom, Routed};
-pub use recording::Recording;
+pub use recording::{MOST_RECORDED_ROWS, Recording, between_recordings, padded_rows};
 pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
 
 use crate::kernels::Activations;
@@ -108,7 +109,9 @@ impl Modules {
             let module = module.map_err(|e| CudaError::new(format!("kernels of {name}.cu"), e))?;
             Ok((*name, module))
         };
-        let modules = Arc::new(Modules(FATBINS.iter().map(load).collect::<Result<_, _>>()?));
+        // The driver may wait for the device to put code into its memory.
+        let loading = between_recordings(|| FATBINS.iter().map(load).collect::<Result<_, _>>());
+        let modules = Arc::new(Modules(loading?));
         loaded.push((key, Arc::downgrade(&modules)));
         Ok(modules)
     }

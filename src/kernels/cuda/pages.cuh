@@ -19,16 +19,15 @@ __device__ __forceinline__ size_t row_start(size_t page, int part, int head, int
     return (((page * 2 + part) * kv_heads + head) * PAGE_TOKENS + row) * size_t(row_bytes);
 }
 
-// E4M3FN, to nearest even, magnitudes above 448 to 448, NaN with its sign kept. In integers and one
-// addition that rounds: the conversion instruction drops the sign of NaN and older devices lack it,
-// and few elements are written for each that is read.
+// E4M3FN, to nearest even, magnitudes above 448 to 448, NaN to 0x7f. In integers and one addition
+// that rounds: older devices lack the conversion instruction, and few elements are written for each
+// that is read.
 __device__ __forceinline__ uint32_t e4m3_encode(float x) {
     const uint32_t sign = __float_as_uint(x) >> 24 & 0x80;
     const uint32_t bits = __float_as_uint(x) & 0x7fffffff;
+    if (bits > 0x7f800000) return 0x7f;
     uint32_t code;
-    if (bits > 0x7f800000) {
-        code = 0x7f;
-    } else if (bits >= 0x43e00000) {
+    if (bits >= 0x43e00000) {
         code = 0x7e;  // 448 and above
     } else if (bits >= 0x3c800000) {
         // Normal, 2^-6 and above: a carry out of the mantissa moves on into the exponent, whose

@@ -13,7 +13,7 @@ __device__ __forceinline__ void store_words(uint32_t *__restrict__ pages, size_t
     } else {
         // A true division: multiplying by 1 / scale would round twice.
         uint32_t codes = 0;
-        for (int i = 0; i < 4; i++) codes |= e4m3_encode(x[i] / scale) << 8 * i;
+        for (int i = 0; i < 4; i++) codes |= e4m3_encode(__fdiv_rn(x[i], scale)) << 8 * i;
         word[0] = codes;
     }
 }

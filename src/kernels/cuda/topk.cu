@@ -1,5 +1,6 @@
 // topk_softmax: the k largest logits of each row in descending order, ties to the lower index, NaN
-// behind every number, and the softmax over those k.
+// behind every number, and the softmax over those k. Rows from *live on go to no expert: index
+// `experts`, weight 0; a null pointer says that all are live.
 #include "args.cuh"
 
 namespace {
@@ -18,12 +19,17 @@ __device__ uint32_t rank_of(float logit) {
 // nothing has to be marked as taken and any number of experts will do: a lane looks at its share
 // again, from the first cache.
 extern "C" __global__ void topk_softmax(uint32_t *__restrict__ indices, float *__restrict__ weights,
-                                        const float *__restrict__ logits, int tokens, int experts,
+                                        const float *__restrict__ logits,
+                                        const uint32_t *__restrict__ live, int tokens, int experts,
                                         int k) {
     const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
     const int t = blockIdx.x * warps + threadIdx.x / 32;
     if (t >= tokens) return;
     logits += size_t(t) * experts, indices += size_t(t) * k, weights += size_t(t) * k;
+    if (live && unsigned(t) >= *live) {
+        for (int j = lane; j < k; j += 32) indices[j] = experts, weights[j] = 0.0f;
+        return;
+    }
 
     // Rank above, then the lower index above: the largest is the next in order, and no two are
     // equal.

@@ -12,6 +12,9 @@ impl Cuda {
     /// and the softmax over those k; `indices, weights: [T, k]`. A NaN ranks below every number; when one
     /// is among the k, the row's weights are NaN.
     ///
+    /// Of the rows, the first `live[0]` are meant; the others go to no expert, index `experts` with weight
+    /// 0. `None` means all of them.
+    ///
     /// # Panics
     ///
     /// When k is 0 or above `experts`, or a length is not what the shapes say.
@@ -20,6 +23,7 @@ impl Cuda {
         indices: &mut CudaViewMut<'_, u32>,
         weights: &mut CudaViewMut<'_, f32>,
         logits: &CudaView<'_, f32>,
+        live: Option<&CudaView<'_, u32>>,
         experts: usize,
         k: usize,
     ) -> Result<(), CudaError> {
@@ -28,11 +32,19 @@ impl Cuda {
         let t = logits.len() / experts;
         let chosen = elements([t, k]);
         assert_eq!((indices.len(), weights.len()), (chosen, chosen), "indices, weights");
+        assert!(live.is_none_or(|live| live.len() == 1), "live");
+        let null = 0u64;
         let (tokens, e, k) = (int(t), int(experts), int(k));
         let kernel = self.kernel("topk", "topk_softmax")?;
         let mut call = kernel.call();
-        call.arg(indices).arg(weights).arg(logits).arg(&tokens).arg(&e).arg(&k);
-        // SAFETY: a warp reads its row below T and writes the k results of that row.
+        call.arg(indices).arg(weights).arg(logits);
+        match live {
+            Some(live) => call.arg(live),
+            None => call.arg(&null),
+        };
+        call.arg(&tokens).arg(&e).arg(&k);
+        // SAFETY: a warp reads its row below T and writes the k results of that row; `live` is one number,
+        // or null, which the kernel knows.
         unsafe { kernel.launch(call, [t.div_ceil(ROWS), 1, 1], 32 * ROWS) }
     }
 }

@@ -28,7 +28,8 @@ pub fn fp8_decode(code: u8) -> f64 {
 }
 
 /// The nearest E4M3FN code, ties to the even one, magnitudes above 448 (infinity too) to 448.
-/// NaN becomes NaN with its sign kept, and so does the sign of zero.
+/// Zero keeps its sign. NaN becomes NaN, whose sign means nothing: 0x7f and 0xff are the same answer, and
+/// a device, whose arithmetic gives NaN without a sign, writes the first.
 pub fn fp8_encode(x: f64) -> u8 {
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
     if x.is_nan() {

@@ -40,7 +40,9 @@ static size_t extent(int rows, int columns, int leading) {
 }
 
 API int cublasCreate_v2(void **h) { *h = new Handle; return SUCCESS; }
-API int cublasDestroy_v2(void *h) { delete (Handle *)h; return SUCCESS; }
+// Giving a handle's memory back waits for the whole device; what became of that is not told.
+API int cuCtxSynchronize();
+API int cublasDestroy_v2(void *h) { delete (Handle *)h; cuCtxSynchronize(); return SUCCESS; }
 API int cublasSetStream_v2(void *h, void *stream) { ((Handle *)h)->stream = stream; return SUCCESS; }
 API int cublasSetWorkspace_v2(void *, void *, size_t) { return SUCCESS; }
 API int cublasSetMathMode(void *, int) { return SUCCESS; }

@@ -144,9 +144,13 @@ inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1.0f / x; }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
+// A device's arithmetic returns one NaN, without sign or payload. Named operations do so here; plain ones
+// are the CPU's, whose NaN is that of an operand: nothing may depend on its bits.
+inline float of_arithmetic(float x) { return x == x ? x : __uint_as_float(0x7fffffff); }
+inline float __fadd_rn(float a, float b) { return of_arithmetic(a + b); }
+inline float __fmul_rn(float a, float b) { return of_arithmetic(a * b); }
+inline float __fdiv_rn(float a, float b) { return of_arithmetic(a / b); }
+inline float __fmaf_rn(float a, float b, float c) { return of_arithmetic(fmaf(a, b, c)); }
 inline float __saturatef(float x) { return x > 0 ? (x < 1 ? x : 1.0f) : 0.0f; }
 inline float __int2float_rn(int x) { return float(x); }
 inline int __float2int_rn(float x) { return int(nearbyintf(x)); }

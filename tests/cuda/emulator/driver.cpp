@@ -49,6 +49,8 @@ static int context;
 // The graph that this thread captures: what would wait for the device or change its memory at once is
 // refused meanwhile, as the driver does in its thread-local mode, and ends the capture.
 static thread_local Graph *mine = nullptr;
+// Those of all threads: waiting for the whole context is refused while there is one, and ends them all.
+static std::set<Graph *> captures;
 
 static bool refused(Graph *capture = mine) {
     if (capture) capture->invalid = true;
@@ -57,6 +59,11 @@ static bool refused(Graph *capture = mine) {
 static Graph *captured(void *stream) {
     auto known = stream_of(stream);
     return known ? known->capture.get() : nullptr;
+}
+// Of an ended capture nothing more is taken.
+static bool ended(void *stream) {
+    const Graph *capture = captured(stream);
+    return capture && capture->invalid;
 }
 
 API int cuInit(unsigned) {
@@ -95,7 +102,8 @@ API int cuCtxSetCurrent(void *) { return SUCCESS; }
 API int cuCtxDestroy_v2(void *) { return SUCCESS; }
 API int cuCtxSynchronize() {
     Lock lock(device);
-    if (refused()) return CAPTURE_UNSUPPORTED;
+    for (Graph *capture : captures) refused(capture);
+    if (!captures.empty()) return CAPTURE_UNSUPPORTED;
     run_everything();
     return SUCCESS;
 }
@@ -127,19 +135,29 @@ API int cuStreamWaitEvent(void *stream, void *e, unsigned) {
     Lock lock(device);
     auto *event = (Event *)e;
     if (!event->stream) return SUCCESS;  // never recorded: nothing to wait for
+    if (ended(stream)) return CAPTURE_INVALIDATED;
     if (refused(captured(stream))) return CAPTURE_ISOLATION;  // for an event of before the capture
     put(stream, [behind = event->stream, position = event->position] { run_until(*behind, position); });
     return SUCCESS;
 }
-API int cuStreamIsCapturing(void *stream, int *status) { Lock lock(device); *status = captured(stream) != nullptr; return SUCCESS; }
+API int cuStreamIsCapturing(void *stream, int *status) {
+    Lock lock(device);
+    *status = captured(stream) ? ended(stream) ? 2 : 1 : 0;
+    return SUCCESS;
+}
 API int cuStreamBeginCapture_v2(void *handle, int mode) {
     Lock lock(device);
     auto stream = stream_of(handle);
-    if (!stream || getenv("EMULATOR_NO_CAPTURE")) return stream ? NOT_SUPPORTED : INVALID_HANDLE;
+    if (!stream) return INVALID_HANDLE;
+    if (getenv("EMULATOR_NO_CAPTURE")) {
+        fprintf(stderr, "cuda emulator: asked to capture\n");
+        return NOT_SUPPORTED;
+    }
     if (handle == (void *)0 || handle == (void *)1) return CAPTURE_UNSUPPORTED;
     if (stream->capture || mine || mode != 1) return ILLEGAL_STATE;  // 1: thread-local
     stream->capture = std::make_shared<Graph>();
     mine = stream->capture.get();
+    captures.insert(mine);
     return SUCCESS;
 }
 API int cuStreamEndCapture(void *handle, void **graph) {
@@ -149,10 +167,12 @@ API int cuStreamEndCapture(void *handle, void **graph) {
     if (!stream || !stream->capture || stream->capture.get() != mine) return ILLEGAL_STATE;
     const auto captured = std::move(stream->capture);
     stream->capture = nullptr;
+    captures.erase(mine);
     mine = nullptr;
+    if (captured->invalid) return CAPTURE_INVALIDATED;
     // The driver would take it, and refuse to start it a second time.
     if (!captured->live.empty()) fprintf(stderr, "cuda emulator: captured memory is not freed again\n");
-    if (captured->invalid || !captured->live.empty()) return CAPTURE_INVALIDATED;
+    if (!captured->live.empty()) return ILLEGAL_STATE;
     *graph = new std::shared_ptr<Graph>(captured);
     return SUCCESS;
 }
@@ -165,6 +185,7 @@ API int cuGraphExecDestroy(void *graph) { return cuGraphDestroy(graph); }
 API int cuGraphUpload(void *, void *) { return SUCCESS; }
 API int cuGraphLaunch(void *graph, void *stream) {
     Lock lock(device);
+    if (ended(stream)) return CAPTURE_INVALIDATED;
     put(stream, [graph = *(std::shared_ptr<Graph> *)graph] {
         for (const auto &work : graph->work) work();
     });
@@ -175,6 +196,7 @@ API int cuEventDestroy_v2(void *event) { Lock lock(device); delete (Event *)even
 API int cuEventRecord(void *e, void *handle) {
     Lock lock(device);
     auto *event = (Event *)e;
+    if (ended(handle)) return CAPTURE_INVALIDATED;
     if (refused(captured(handle))) return CAPTURE_UNSUPPORTED;
     event->stream = stream_of(handle);
     if (!event->stream) return INVALID_HANDLE;
@@ -216,6 +238,7 @@ API int cuMemAlloc_v2(void **pointer, size_t bytes) {
 }
 API int cuMemAllocAsync(void **pointer, size_t bytes, void *stream) {
     Lock lock(device);
+    if (ended(stream)) return CAPTURE_INVALIDATED;
     if (bytes == 0) return INVALID_VALUE;
     *pointer = allocate(bytes);
     if (!*pointer) return OUT_OF_MEMORY;
@@ -235,6 +258,7 @@ API int cuMemFree_v2(void *pointer) {
 API int cuMemFreeAsync(void *pointer, void *stream) {
     Lock lock(device);
     if (!pointer) return SUCCESS;
+    if (ended(stream)) return CAPTURE_INVALIDATED;
     if (!allocated(pointer, 1)) return INVALID_VALUE;
     if (Graph *graph = captured(stream)) {
         if (!graph->live.erase(pointer)) {
@@ -299,6 +323,7 @@ static const void *still_there(const void *pointer, size_t bytes) {
 
 API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     Lock lock(device);
+    if (ended(stream)) return CAPTURE_INVALIDATED;
     if (refused(captured(stream))) return CAPTURE_UNSUPPORTED;
     if (bytes && !allocated(to, bytes)) return INVALID_VALUE;
     if (is_pinned(from, bytes)) {
@@ -311,6 +336,7 @@ API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *str
 }
 API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     Lock lock(device);
+    if (ended(stream)) return CAPTURE_INVALIDATED;
     if (refused(captured(stream))) return CAPTURE_UNSUPPORTED;
     if (bytes && !allocated(from, bytes)) return INVALID_VALUE;
     put(stream, [=] { memcpy(to, still_there(from, bytes), bytes); });
@@ -319,12 +345,14 @@ API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *str
 }
 API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     Lock lock(device);
+    if (ended(stream)) return CAPTURE_INVALIDATED;
     if (bytes && (!allocated(to, bytes) || !allocated(from, bytes))) return INVALID_VALUE;
     put(stream, [=] { memmove(still_there(to, bytes), still_there(from, bytes), bytes); });
     return SUCCESS;
 }
 API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *stream) {
     Lock lock(device);
+    if (ended(stream)) return CAPTURE_INVALIDATED;
     if (bytes && !allocated(to, bytes)) return INVALID_VALUE;
     put(stream, [=] { memset(still_there(to, bytes), value, bytes); });
     return SUCCESS;
@@ -369,6 +397,7 @@ API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int, si
 API int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                        unsigned bz, unsigned shared, void *stream, void **arguments, void **) {
     Lock lock(device);
+    if (ended(stream)) return CAPTURE_INVALIDATED;
     auto *function = (Function *)f;
     const uint64_t threads = uint64_t(bx) * by * bz;
     if (!gx || !gy || !gz || !threads || threads > 1024 || bz > 64 || gx > 0x7fffffff ||

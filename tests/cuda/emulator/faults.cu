@@ -115,7 +115,9 @@ extern "C" __global__ void formats(float *bf16, float *e4m3, float *half, float 
     if (i < 256) {
         e4m3[i] = e4m3x2_to_f32(uint16_t(i | 0x3000)).x;
         e8m0[i] = e8m0_to_f32(i);
-        // NaN comes out of the conversion without its sign.
+        // NaN comes out of conversions and arithmetic without its sign.
+        off |= unsigned(f32_to_e4m3(-NAN) != 0x7f || f32_to_bf16(-NAN) != 0x7fff) << 4;
+        off |= unsigned(__float_as_uint(__fdiv_rn(-NAN, 2.0f)) != 0x7fffffffu) << 5;
         off |= unsigned(f32_to_e4m3(e4m3[i]) != i && e4m3[i] == e4m3[i]) << 2;
         off |= unsigned(e4m3x2_to_f32(uint16_t(0x30 | i << 8)).y != e4m3[i] && e4m3[i] == e4m3[i]) << 3;
         const float2 pair = __half22float2(__half2(__nv_cvt_fp4x2_to_halfraw2(uint8_t(i), __NV_E2M1)));

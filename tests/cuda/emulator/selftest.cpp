@@ -278,11 +278,43 @@ static void check_captures() {
     CHECK(begin() == 0 && refuses(cuMemFree_v2(x), UNSUPPORTED));
     CHECK(begin() == 0 && refuses(cuMemFreeAsync(x, stream), 1));
     CHECK(begin() == 0 && refuses(cuStreamWaitEvent(stream, event, 0), ISOLATION));
-    CHECK(begin() == 0 && refuses(cuMemAllocAsync(&temporary, 4, stream), 0));  // and not freed
+    CHECK(begin() == 0 && cuMemAllocAsync(&temporary, 4, stream) == 0);  // and not freed
+    CHECK(cuStreamEndCapture(stream, &graph) == 401 && !graph);
     // Another thread goes on as before.
     CHECK(begin() == 0);
     std::thread([&] { CHECK(cuMemAlloc_v2(&temporary, 4) == 0 && cuMemFree_v2(temporary) == 0); }).join();
     CHECK(cuStreamEndCapture(stream, &graph) == 0 && cuGraphDestroy(graph) == 0);
+    // It may do this much, and nothing is spoilt by it.
+    CHECK(begin() == 0);
+    std::thread([&] {
+        void *theirs, *memory, *pinned, *mark;
+        CHECK(cuStreamCreate(&theirs, 0) == 0 && cuEventCreate(&mark, 0) == 0);
+        CHECK(cuMemHostAlloc(&pinned, 4, 0) == 0 && cuMemAllocAsync(&memory, 4, theirs) == 0);
+        CHECK(cuMemcpyHtoDAsync_v2(memory, pinned, 4, theirs) == 0);
+        CHECK(cuMemcpyDtoHAsync_v2(pinned, memory, 4, theirs) == 0);
+        CHECK(cuEventRecord(mark, theirs) == 0 && cuStreamWaitEvent((void *)2, mark, 0) == 0);
+        CHECK(cuEventSynchronize(mark) == 0 && cuMemFreeAsync(memory, theirs) == 0);
+        for (void *one : {theirs, (void *)0, (void *)2}) CHECK(cuStreamSynchronize(one) == 0);
+        CHECK(cuMemFreeHost(pinned) == 0 && cuEventDestroy_v2(mark) == 0 && cuStreamDestroy_v2(theirs) == 0);
+    }).join();
+    CHECK(cuStreamEndCapture(stream, &graph) == 0 && cuGraphDestroy(graph) == 0);
+    // Waiting for the whole context is refused, whoever asks, and spoils all that is captured in it.
+    CHECK(begin() == 0 && cuMemAllocAsync(&temporary, 4, stream) == 0);
+    std::thread([&] {
+        void *theirs;
+        cuStreamCreate(&theirs, 0);
+        CHECK(cuStreamBeginCapture_v2(theirs, 1) == 0);
+        std::thread([] { CHECK(cuCtxSynchronize() == UNSUPPORTED); }).join();
+        void *none;
+        CHECK(cuStreamEndCapture(theirs, &none) == INVALIDATED && !none);
+        cuStreamDestroy_v2(theirs);
+    }).join();
+    cuStreamIsCapturing(stream, &capturing);
+    CHECK(capturing == 2);
+    CHECK(cuMemFreeAsync(temporary, stream) == INVALIDATED);
+    CHECK(cuMemAllocAsync(&temporary, 4, stream) == INVALIDATED);
+    CHECK(refuses(cuMemcpyDtoDAsync_v2(y, x, 4, stream), INVALIDATED));
+    CHECK(begin() == 0 && refuses(cuCtxSynchronize(), UNSUPPORTED) && cuCtxSynchronize() == 0);
     setenv("EMULATOR_NO_CAPTURE", "1", 1);
     CHECK(begin() == 801 && cuStreamEndCapture(stream, &graph) == 401);
     unsetenv("EMULATOR_NO_CAPTURE");
