@@ -1,31 +1,31 @@
-// From logits to tokens, in the steps of THE TABLE's `sample`. Nothing is sorted: the k-th largest, the
-// end of the nucleus and the token of a draw are each the first token, in descending order, at which a
-// number of tokens or a sum of weights is reached, and that is found by bins.
+// From logits to tokens, in the steps of THE TABLE's `sample`. Nothing is sorted: the k-th largest,
+// the end of the nucleus and the token of a draw are each the first token, in descending order, at
+// which a number of tokens or a sum of weights is reached, and that is found by bins.
 //
 //   sample_score    a row at a glance: the largest score, the sum of e^logit
-//   sample_weigh    every token's weight, added to one of 2,048 bins of equal width in the logarithm
+//   sample_weigh    every token's weight, added to one of 2,048 bins of equal width in its logarithm
 //   sample_collect  the tokens of the few bins in which something is decided
 //   sample_pick     by one block a row: the bin, and in it the token, by five digits of its key
 //
 // A row of temperature 0 needs the first and the last alone. Where a bin's tokens were not collected,
-// be it that too many scores are equal, sample_pick looks for them in the whole row, up to fifteen
-// times: right, but not fast.
+// because too many scores are equal, sample_pick looks for them in the whole row, five times for each
+// of up to three cuts: right, but not fast.
 //
 // **Equal calls give equal tokens, whatever else is in the batch.** Weights are whole numbers of 42
 // bits, scaled by the whole halvings that all tokens of a bin have in common, so that a bin's sum is
-// exact in any order and on any grid. All other sums are in f64 and in a fixed order. A weight is off by
-// 2^-43 of itself, less than summing a vocabulary in f64 one by one may be.
+// exact in any order and on any grid. All other sums are in f64 and in a fixed order. A weight is off
+// by 2^-43 of itself, less than summing a vocabulary in f64 one by one may be.
 //
 // **By counting**, for V = 201,088 on an H200 (132 multiprocessors at 1.75 GHz, 4.2 TB/s):
-//   bytes   three passes over 804 KB a row: 2.4 MB for one, from the second cache after the first;
-//           154 MB for 64, at most 37 us of memory. Beside them: bins 24 KB a row, collected tokens.
-//   weights one polynomial a token: 15 operations in f64, 8 clocks for 32 tokens; two atomics in shared
-//           memory, three with top_k, some 10 clocks for 32 tokens with the banks' conflicts. 64 rows
-//           are 3,050 times 32 tokens for each multiprocessor: 18 us, more than their 12 us of memory.
-//   launches one transfer and four kernels, 2 us each where there is nothing to wait for, two where all
-//           temperatures are 0.
-//   1 row   transfer 2, score 4, weigh 5, collect 5, pick 5 (three cuts: 8): 21 to 25 us.
-//   64 rows transfer 2 (masks: 1.6 MB, 32), score 14, weigh 22, collect 16, pick 8: 62 us (masks: 92).
+//   bytes    three passes over 804 KB a row: 2.4 MB for one row, from the second cache but for the
+//            first; 154 MB for 64, at most 37 us of memory. Bins are 24 KB a row.
+//   weights  one polynomial a token: 15 operations in f64, 8 clocks for 32 tokens; two atomics in
+//            shared memory, three with top_k, some 10 clocks for 32 tokens with the banks' conflicts.
+//            Of 64 rows a multiprocessor has 3,050 times 32 tokens: 18 us.
+//   launches one transfer and four kernels, each at least 2 us; two kernels where nothing is drawn.
+//   1 row    transfer 2, score 4, weigh 5, collect 5, pick 5 (three cuts: 8): 21 to 24 us.
+//   64 rows  transfer 2, score 14, weigh 22, collect 16, pick 8: 62 us. Masks are 1.6 MB: 30 us more
+//            for their transfer, some less for the tokens that they exclude.
 #include "sample.cuh"
 
 namespace {
@@ -72,8 +72,9 @@ struct Reached {
 };
 
 // The token at which the target is reached: its bin, then digit by digit its key.
-__device__ __noinline__ Reached reach(const Target &target, const Bins &bins, const Members &members,
-                                      Histogram &histogram, Shared &shared) {
+__device__ __noinline__ Reached reach(const Target &target, const Bins &bins,
+                                      const Members &members, Histogram &histogram,
+                                      Shared &shared) {
     Place place = bins.find(target, shared);
     const int bin = place.bin;
     const bool is_here = members.has(bin);
@@ -117,14 +118,14 @@ __device__ __noinline__ double weight_down_to(uint64_t least, int bin, const Mem
     return double(sum) * members.halvings.unit(bin);
 }
 
-// The lowest key whose token is at least `min_p` times as probable as the most probable. By each warp:
-// the largest number that is not the score of such a token grows by five bits a round.
+// The lowest key whose token is at least `min_p` times as probable as the most probable. By each
+// warp: the largest number that is not the score of such a token grows by five bits a round.
 __device__ __forceinline__ uint64_t likely_enough(double min_p, uint64_t best, double temperature) {
     const double max = score_of(best);
     uint32_t below = 0;
     for (int shift = 30; shift >= 0; shift -= 5) {
         const uint32_t step = threadIdx.x % 32, ordered = below + (step << shift);
-        const bool is_above = shift == 30 && step > 3;  // of 32 bits, two are left for the first round
+        const bool is_above = shift == 30 && step > 3;  // the first round has two of 32 bits
         const bool is_enough =
             is_above || ordered >= best >> ID_BITS
             || exp((double(score_of_ordered(ordered)) - max) / temperature) >= min_p;
@@ -143,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2)
     __shared__ Part of_warps[WARPS];
     const int tid = threadIdx.x, lane = tid % 32, warp = tid / 32;
     const size_t r = blockIdx.y;
-    const Row row = rows[r];
+    const Row &row = rows[r];
     const Work work(scratch, r, vocab);
     const Scores scores(logits, words, row, r, vocab, staged);
     for (int i = blockIdx.x * BLOCK + tid; i < BINS; i += gridDim.x * BLOCK)
@@ -209,7 +210,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2)
     __shared__ float staged[PIECE];
     __shared__ Histogram histogram;
     const size_t r = blockIdx.y;
-    const Row row = rows[r];
+    const Row &row = rows[r];
     const Work work(scratch, r, vocab);
     const Part all = summary(work);
     if (!is_drawn(all, row)) return;
@@ -232,16 +233,16 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2)
     }
 }
 
-// Every gridDim.x-th piece of row blockIdx.y: tokens of the bins that sample_pick will look into. Where
-// it has to know a cut exactly to find the next, these are all bins in which that may be. To err here
-// costs time alone.
+// Every gridDim.x-th piece of row blockIdx.y: tokens of the bins that sample_pick will look into.
+// Where a cut has to be known exactly to find the next, these are all bins in which that may be. To err
+// here costs time alone.
 extern "C" __global__ void __launch_bounds__(BLOCK, 2)
     sample_collect(uint64_t *__restrict__ scratch, const float *__restrict__ logits,
                    const Row *__restrict__ rows, const uint32_t *__restrict__ words, int vocab) {
     __shared__ float staged[PIECE];
     __shared__ Shared shared;
     const size_t r = blockIdx.y;
-    const Row row = rows[r];
+    const Row &row = rows[r];
     const Work work(scratch, r, vocab);
     const Part all = summary(work);
     if (!is_drawn(all, row)) return;
@@ -282,7 +283,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2)
         for (int k = 0; k < EACH; k++) {
             const int bin = halvings.bin(halvings.of(x[k]));
             bool is_wanted = false;
-            for (int i = 0; i < CUTS; i++) is_wanted = is_wanted || (from[i] <= bin && bin <= to[i]);
+            for (int i = 0; i < CUTS; i++)
+                is_wanted = is_wanted || (from[i] <= bin && bin <= to[i]);
             const unsigned lanes = __ballot_sync(ALL_LANES, is_wanted);
             if (lanes == 0) continue;
             uint32_t place = 0;
@@ -294,7 +296,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2)
 }
 
 // The token of row blockIdx.x and the logarithm of its probability under the logits as they came.
-extern "C" __global__ void __launch_bounds__(BLOCK)
+extern "C" __global__ void __launch_bounds__(BLOCK, 1)
     sample_pick(uint32_t *__restrict__ tokens_out, float *__restrict__ logprobs,
                 uint64_t *__restrict__ scratch, const float *__restrict__ logits,
                 const Row *__restrict__ rows, const uint32_t *__restrict__ words, int vocab) {
@@ -303,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK)
     __shared__ Shared shared;
     __shared__ uint64_t sums[WARPS];
     const size_t r = blockIdx.x;
-    const Row row = rows[r];
+    const Row &row = rows[r];
     const Work work(scratch, r, vocab);
     const Part all = summary(work);
     const Scores scores(logits, words, row, r, vocab, staged);

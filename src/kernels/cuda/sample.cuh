@@ -1,5 +1,5 @@
-// What the kernels of sample.cu share: a row's scores, its tokens' weights as whole numbers, and bins
-// of tokens in descending order.
+// What the kernels of sample.cu share: a row's scores, its tokens' weights as whole numbers, and
+// bins of tokens in descending order.
 #pragma once
 #include "args.cuh"
 
@@ -139,7 +139,8 @@ struct Part {
     float largest, lowest; // logit as it came; score that is not excluded
 };
 
-// A row's share of the scratch memory: what the kernels leave to each other. sample.rs knows its size.
+// A row's share of the scratch memory: what the kernels leave to each other. sample.rs knows its
+// size.
 struct Work {
     int parts_count;
     Part *parts;
@@ -235,7 +236,7 @@ struct Halvings {
     }
 };
 
-// What whole halvings leave of a weight, times 2^42: 2^41 to 2^42. 2^-f by its series around a half.
+// What whole halvings leave of a weight, times 2^42: 2^41 to 2^42. 2^-f by its series around 1/2.
 __device__ __forceinline__ uint64_t weight_of(uint64_t halvings) {
     const double f = of_bits(uint64_t(1023) << 52 | (halvings << (64 - POINT)) >> 12) - 1.5;
     constexpr double ln2 = 0.69314718055994530942, first = 1.41421356237309504880 * (1ull << 41);
@@ -244,7 +245,8 @@ __device__ __forceinline__ uint64_t weight_of(uint64_t halvings) {
                      a9 = -a8 * ln2 / 9, a10 = -a9 * ln2 / 10, a11 = -a10 * ln2 / 11;
     double w = fma(a11, f, a10);
     w = fma(w, f, a9), w = fma(w, f, a8), w = fma(w, f, a7), w = fma(w, f, a6), w = fma(w, f, a5);
-    w = fma(w, f, a4), w = fma(w, f, a3), w = fma(w, f, a2), w = fma(w, f, a1), w = fma(w, f, first);
+    w = fma(w, f, a4), w = fma(w, f, a3), w = fma(w, f, a2), w = fma(w, f, a1);
+    w = fma(w, f, first);
     return bits_of(w + 4503599627370496.0) & 0xfffffffffffffull;
 }
 
@@ -275,8 +277,8 @@ struct Place {
     double before, through;
 };
 
-// The first place, in descending order, at which the number of tokens or the sum of weights comes to
-// something.
+// The first place, in descending order, at which the number of tokens or the sum of weights comes
+// to something.
 struct Target {
     uint32_t count;  // 0: the sum decides
     double sum;
@@ -342,8 +344,8 @@ struct Bins {
         return shared.place;
     }
 
-    // The bin in which the target is reached; the last with any tokens, should rounding keep it from
-    // being reached at all.
+    // The bin in which the target is reached; the last with any tokens, should rounding keep it
+    // from being reached at all.
     __device__ __forceinline__ Place find(const Target &target, Shared &shared) const {
         const int tid = threadIdx.x, lane = tid % 32;
         int first = BINS, last = -1;

@@ -1,8 +1,14 @@
 //! From logits to tokens: sample.cu.
 
-use super::cudarc::driver::{CudaView, CudaViewMut, PushKernelArg};
+use super::cudarc::driver::result::memcpy_htod_async;
+use super::cudarc::driver::{
+    CudaEvent, CudaSlice, CudaView, CudaViewMut, DevicePtrMut, DriverError, PinnedHostSlice,
+    PushKernelArg,
+};
 use super::{Cuda, CudaError, int, uint};
 use crate::kernels::{Draw, elements};
+use std::collections::VecDeque;
+use std::sync::PoisonError;
 
 /// Tokens that [`Cuda::sample`] gives where there is none to be drawn: a logit is not finite.
 pub const NOT_FINITE: u32 = u32::MAX;
@@ -33,6 +39,28 @@ const ROWS: usize = 64;
 /// 32-bit words of a [`Draw`] as the kernels take it, a `Row` of sample.cuh.
 const ROW_WORDS: usize = 20;
 
+/// Words on their way to the device, in pinned memory. They are not written or freed before they are there.
+pub(super) struct Sent {
+    words: PinnedHostSlice<u32>,
+    there: CudaEvent,
+}
+
+impl Drop for Sent {
+    fn drop(&mut self) {
+        // Whoever waits for the device next is told of an error again.
+        let _ = self.there.synchronize();
+    }
+}
+
+/// What was sent, in this order, kept to be used again.
+pub(super) type AllSent = VecDeque<Sent>;
+
+/// Most that is kept: steps that the host may be ahead of the device without waiting for it.
+const MOST_SENT: usize = 8;
+
+/// Words that have room in pinned memory at least.
+const LEAST_SENT: usize = 1 << 14;
+
 /// What the kernels are told of `draws`: a row for each, then their lists.
 fn words(draws: &[Draw<'_>], vocab: usize) -> Vec<u32> {
     let mut words = vec![0; draws.len() * ROW_WORDS];
@@ -56,7 +84,8 @@ fn words(draws: &[Draw<'_>], vocab: usize) -> Vec<u32> {
     words
 }
 
-/// A `List` of sample.cuh: where in `words` it begins, and its length. It goes behind them.
+/// A `List` of sample.cuh, of those of `list` that are tokens: where in `words` it begins, and its length.
+/// It goes behind them.
 fn push_list<T: Copy>(
     words: &mut Vec<u32>,
     list: &[(u32, T)],
@@ -65,8 +94,8 @@ fn push_list<T: Copy>(
 ) -> [u32; 2] {
     let first = uint(words.len());
     assert!(list.is_sorted_by(|a, b| a.0 < b.0), "ids are not ascending");
-    if let Some(last) = list.last() {
-        assert!((last.0 as usize) < vocab, "token {} of a vocabulary of {vocab}", last.0);
+    let list = &list[..list.partition_point(|item| (item.0 as usize) < vocab)];
+    if !list.is_empty() {
         let start = |piece: usize| list.partition_point(|item| (item.0 as usize) < piece * PIECE);
         words.extend((0..=vocab.div_ceil(PIECE)).map(|piece| uint(start(piece))));
         words.extend(list.iter().map(|item| item.0));
@@ -82,8 +111,7 @@ impl Cuda {
     ///
     /// # Panics
     ///
-    /// When a length is not what the shapes say, the ids of a draw are not ascending or none of V, or V is
-    /// above [`MAX_VOCAB`].
+    /// When a length is not what the shapes say, the ids of a draw are not ascending, or V is above [`MAX_VOCAB`].
     pub fn sample(
         &self,
         tokens: &mut CudaViewMut<'_, u32>,
@@ -99,8 +127,7 @@ impl Cuda {
         assert!(!logits.is_empty() && logits.len().is_multiple_of(count), "logits");
         let vocab = logits.len() / count;
         assert!(vocab <= MAX_VOCAB, "a vocabulary of {vocab}");
-        let words = self.stream.clone_htod(&words(draws, vocab));
-        let words = words.map_err(|e| CudaError::new("sampling", e))?;
+        let words = self.send(&words(draws, vocab))?;
         let (pieces, parts) = (vocab.div_ceil(PIECE), vocab.div_ceil(PART));
         let together = count.min(ROWS);
         let of_row = parts * PART_WORDS + BINS + MEMBERS + BINS / 2 + 1;
@@ -141,5 +168,40 @@ impl Cuda {
             unsafe { kernel.launch(call, [n, 1, 1], BLOCK) }?;
         }
         Ok(())
+    }
+
+    /// `words` on the device. From pageable memory a transfer of more than 64 KB, which masks soon are,
+    /// would have the host wait for the step before it.
+    fn send(&self, words: &[u32]) -> Result<CudaSlice<u32>, CudaError> {
+        let mut copy = self.scratch::<u32>(words.len())?;
+        let mut all_sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut send = || {
+            let context = self.stream.context();
+            context.bind_to_thread()?;
+            let is_free = all_sent.len() >= MOST_SENT
+                || all_sent.front().is_some_and(|sent| sent.there.is_complete());
+            let free = if is_free { all_sent.pop_front() } else { None };
+            let mut sent = match free.filter(|sent| sent.words.len() >= words.len()) {
+                Some(sent) => sent,
+                None => {
+                    let length = words.len().next_power_of_two().max(LEAST_SENT);
+                    // SAFETY: words are written before they are transferred.
+                    let words = unsafe { context.alloc_pinned(length) }?;
+                    Sent { words, there: context.new_event(None)? }
+                }
+            };
+            sent.there.synchronize()?;
+            let source = &mut sent.words.as_mut_slice()?[..words.len()];
+            source.copy_from_slice(words);
+            let to = copy.device_ptr_mut(&self.stream).0;
+            // SAFETY: `to` has room for as many words, and `sent` lives until they are there.
+            unsafe { memcpy_htod_async(to, source, self.stream.cu_stream()) }?;
+            let recorded = sent.there.record(&self.stream);
+            recorded.or_else(|e| self.stream.synchronize().and(Err(e)))?;
+            all_sent.push_back(sent);
+            Ok(())
+        };
+        send().map_err(|e: DriverError| CudaError::new("parameters of draws", e))?;
+        Ok(copy)
     }
 }
