@@ -330,20 +330,24 @@ impl GptOss {
         }
     }
 
-    /// A token of the only row of `logits: [1, V]`, drawn on the device that computed them, so that none of
-    /// them has to come to the host. `None` when the model runs on the CPU, for a vocabulary that the
-    /// kernel does not take, and where no token can be drawn; the logits say why.
+    /// A token of each row of `logits: [R, V]` as `draws` say, drawn on the device that computed them, all
+    /// at once, so that no logits have to come to the host. `None` for a row where no token can be drawn,
+    /// whose logits say why; for all when the model runs on the CPU or the kernels do not take the
+    /// vocabulary.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU draws elsewhere"))]
-    pub(crate) fn draw(&self, logits: &Tensor, draw: &Draw<'_>) -> Result<Option<u32>> {
+    pub(crate) fn draw(&self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Option<u32>>> {
         match &self.engine {
-            Engine::Cpu(_) => Ok(None),
+            Engine::Cpu(_) => Ok(vec![None; draws.len()]),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(..) if self.config.vocab_size > cuda::MAX_VOCAB => Ok(None),
+            Engine::Cuda(..) if self.config.vocab_size > cuda::MAX_VOCAB => {
+                Ok(vec![None; draws.len()])
+            }
             #[cfg(feature = "cuda")]
             engine @ Engine::Cuda(..) => {
-                let drawn = ops::sample(engine, logits, std::slice::from_ref(draw))?;
-                let token = drawn.flatten_all()?.to_vec1()?[0];
-                Ok(Some(token).filter(|&token| (token as usize) < self.config.vocab_size))
+                let drawn = ops::sample(engine, logits, draws)?.flatten_all()?.to_vec1()?;
+                let is_token = |token: &u32| (*token as usize) < self.config.vocab_size;
+                let tokens = drawn.into_iter().take(draws.len());
+                Ok(tokens.map(|token| Some(token).filter(is_token)).collect())
             }
         }
     }

@@ -145,6 +145,7 @@ pub struct Cuda {
     blas: Arc<CudaBlas>,
     modules: Arc<Modules>,
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    sent: Mutex<sample::AllSent>,
     /// Of the device.
     multiprocessors: usize,
     /// Bytes of shared memory that a block of threads may ask for.
@@ -187,6 +188,7 @@ impl Cuda {
             blas,
             modules,
             functions,
+            sent: Mutex::default(),
             multiprocessors,
             shared_memory,
             capability,
