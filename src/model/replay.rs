@@ -6,7 +6,7 @@
 //! read, [`DeviceRows`]; what they depend on beside it are the [`Extents`], which stay the same for at
 //! least a thousand tokens of a text.
 
-use super::{GptOss, Tensor};
+use super::{Activations, GptOss, Tensor};
 use crate::cache::{CacheIdentity, KvCache};
 use crate::kernels::cuda::{self, Recording};
 use crate::ops::{self, DeviceRows, Engine, Extents, HostRows, Rows};
@@ -54,10 +54,10 @@ struct Step {
 
 impl Replay {
     /// For a model on `device`.
-    pub(super) fn new(device: &CudaDevice) -> Result<Replay> {
+    pub(super) fn new(device: &CudaDevice, activations: Activations) -> Result<Replay> {
         let stream = CudaDevice::new_with_stream(device.cuda_stream().context().ordinal())?;
         cuda::prepare(&stream.cuda_stream())?;
-        Ok(Replay { recorder: Engine::on(&stream)?, steps: Mutex::default() })
+        Ok(Replay { recorder: Engine::on(&stream, activations)?, steps: Mutex::default() })
     }
 
     /// How many steps were started from a recording.
