@@ -10,10 +10,12 @@
 //! candle's own. Sequences and their pages live in [`crate::cache`]; nothing here samples or decodes
 //! text.
 //!
-//! Numbers: weights as stored (BF16, MXFP4), activations and accumulation in f32.
+//! Numbers: weights as stored (BF16, MXFP4), activations and accumulation in f32 unless
+//! [`DenseDtype`] or [`Activations`] say otherwise.
 //! The forward pass follows openai/gpt-oss `gpt_oss/torch/model.py` and transformers'
 //! `modeling_gpt_oss.py`.
 
+mod activations;
 mod attention;
 mod batch;
 mod decoder_layer;
@@ -31,6 +33,7 @@ mod residual;
 mod rope;
 mod weight;
 
+pub use crate::kernels::Activations;
 pub(crate) use crate::kernels::Draw;
 pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
@@ -143,6 +146,21 @@ impl GptOss {
         self
     }
 
+    /// Products take their activations as said, see [`Activations`]. Comes before [`GptOss::on_device`]:
+    /// what is on a device goes on as it began.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> GptOss {
+        let engine = match self.engine {
+            Engine::Cpu(cpu) => Engine::Cpu(cpu.with_activations(activations)),
+            #[cfg(feature = "cuda")]
+            engine @ Engine::Cuda(..) => {
+                tracing::warn!("a model on a CUDA device keeps what its products multiply");
+                engine
+            }
+        };
+        GptOss { engine, ..self }
+    }
+
     /// The configuration the model was built from.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -181,7 +199,8 @@ impl GptOss {
                 "head_dim is {head_dim}, expected at most {most} on a CUDA device"
             )));
         }
-        let engine = Engine::on(device)?;
+        let activations = self.engine.cpu()?.activations();
+        let engine = Engine::on(device, activations)?;
         let mut upload = Upload::new(engine.cuda()?, progress)?;
         self.embed_tokens.upload(&mut upload)?;
         for layer in &mut self.layers {
@@ -190,7 +209,7 @@ impl GptOss {
         self.norm.upload(&mut upload)?;
         self.lm_head.upload(&mut upload)?;
         upload.finish()?;
-        let replay = Some(Replay::new(device)?);
+        let replay = Some(Replay::new(device, activations)?);
         let device = Device::Cuda(device.clone());
         let page_tables = Some(Mutex::new(PageTables::new(&device, self.layers.len())));
         Ok(GptOss { engine, device, page_tables, replay, ..self })

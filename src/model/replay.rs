@@ -15,7 +15,7 @@
 //! written to memory that all share and that has room for the largest, `[256, V]` at most, 206 MB; while a
 //! batch grows, recordings of half as many rows may keep what they had before.
 
-use super::{GptOss, Tensor};
+use super::{Activations, GptOss, Tensor};
 use crate::cache::{CacheIdentity, KvCache};
 use crate::kernels::cuda::{self, MOST_RECORDED_ROWS, Recording};
 use crate::ops::{self, DeviceRows, DeviceTables, Engine, Extents, HostRows, Rows, Tables};
@@ -102,11 +102,11 @@ struct Step {
 
 impl Replay {
     /// For a model on `device`.
-    pub(super) fn new(device: &CudaDevice) -> Result<Replay> {
+    pub(super) fn new(device: &CudaDevice, activations: Activations) -> Result<Replay> {
         let ordinal = device.cuda_stream().context().ordinal();
         let stream = cuda::between_recordings(|| CudaDevice::new_with_stream(ordinal))?;
         cuda::prepare(&stream.cuda_stream())?;
-        let recorder = ManuallyDrop::new(Engine::on(&stream)?);
+        let recorder = ManuallyDrop::new(Engine::on(&stream, activations)?);
         Ok(Replay { recorder, steps: Mutex::default() })
     }
 

@@ -1,5 +1,7 @@
 //! Where a model runs, and the weights that its ops read there.
 
+#[cfg(feature = "cuda")]
+use crate::kernels::Activations;
 use crate::kernels::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{self, Cuda, cudarc::driver::CudaSlice, cudarc::driver::CudaView};
@@ -38,9 +40,12 @@ impl std::fmt::Display for Engine {
 impl Engine {
     /// The kernels on the stream of `device`.
     #[cfg(feature = "cuda")]
-    pub(crate) fn on(device: &CudaDevice) -> std::result::Result<Engine, cuda::CudaError> {
+    pub(crate) fn on(
+        device: &CudaDevice,
+        activations: Activations,
+    ) -> std::result::Result<Engine, cuda::CudaError> {
         let cuda = Cuda::new(device.cuda_stream(), device.cublas_handle())?;
-        Ok(Engine::Cuda(cuda, device.clone()))
+        Ok(Engine::Cuda(cuda.with_activations(activations), device.clone()))
     }
 
     /// The kernels for tensors in host memory.
