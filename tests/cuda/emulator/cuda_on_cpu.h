@@ -75,11 +75,10 @@ template <class T> T __shfl_up_sync(uint32_t mask, T v, unsigned by, int width =
 inline unsigned __ballot_sync(uint32_t mask, int p) {
     return unsigned(emulator::collect(emulator::Collective::ballot, mask, p != 0, 0));
 }
-template <class T> unsigned __match_any_sync(uint32_t, T v) {
-    const auto all = emulator::gather(v);
+template <class T> unsigned __match_any_sync(uint32_t mask, T v) {
     unsigned same = 0;
-    for (unsigned i = 0; i < emulator::WARP; i++) same |= unsigned(*all.of_lane[i] == v) << i;
-    __syncwarp();
+    for (int i = 0; i < int(emulator::WARP); i++)
+        if (mask >> i & 1) same |= unsigned(emulator::shuffle(mask, v, i) == v) << i;
     return same;
 }
 inline int __any_sync(uint32_t mask, int p) { return __ballot_sync(mask, p) != 0; }
