@@ -1,8 +1,8 @@
-//! Dense products: the own kernels up to 8 rows of x and for weights in 8 bits, cuBLAS for more in bf16.
+//! Dense products: our own kernels up to 256 rows of x and for weights in 8 bits, cuBLAS for more in bf16.
 
 use crate::common::{Rng, assert_bounded, assert_same_bits};
 use crate::device::{Gpu, Input, device};
-use gpt_oss_puzzle::kernels::cuda::{CudaDense, Projection};
+use gpt_oss_puzzle::kernels::cuda::{Cuda, CudaDense, INVARIANT_ROWS, Projection};
 use gpt_oss_puzzle::kernels::{Dense, Q8_BLOCK, reference};
 use half::bf16;
 
@@ -42,6 +42,18 @@ fn matmul(
     w: Dense<'_>,
     x: &[f32],
     bias: Option<&[f32]>,
+    shape: [usize; 2],
+    offset: usize,
+) -> Vec<f32> {
+    matmul_by(&gpu.cuda, gpu, w, x, bias, shape, offset)
+}
+
+fn matmul_by(
+    cuda: &Cuda,
+    gpu: &Gpu,
+    w: Dense<'_>,
+    x: &[f32],
+    bias: Option<&[f32]>,
     [rows, cols]: [usize; 2],
     offset: usize,
 ) -> Vec<f32> {
@@ -50,7 +62,7 @@ fn matmul(
     let bias = bias.map(|bias| gpu.input(bias, offset));
     gpu.guarded(x.len() / cols * rows, offset, |out| {
         let bias = bias.as_ref().map(|bias| bias.view());
-        gpu.cuda.matmul(out, &w.view(), &x.view(), bias.as_ref(), rows, cols)
+        cuda.matmul(out, &w.view(), &x.view(), bias.as_ref(), rows, cols)
     })
 }
 
@@ -60,7 +72,7 @@ fn check(gpu: &Gpu, rng: &mut Rng, w: Dense<'_>, t: usize, shape: [usize; 2], of
     for bias in [None, Some(&*bias)] {
         let want = reference::matmul(w, &x, bias, rows, cols);
         let got = matmul(gpu, w, &x, bias, shape, offset);
-        let n = cols + 1 + if t > 8 { PARTS } else { 0 };
+        let n = cols + 1 + PARTS;
         let q8 = matches!(w, Dense::Q8 { .. });
         let what = format!("T {t}, {shape:?}, offset {offset}, bias {}, q8 {q8}", bias.is_some());
         assert_bounded(&got, &want, 1.0, n, &what);
@@ -77,19 +89,24 @@ fn matmul_is_bounded() {
         let w = rng.bf16s(rows * cols);
         check(gpu, &mut rng, Dense::Bf16(&w), t, [rows, cols], offset);
     };
-    // Around the load of 8 columns, a warp of them (256) and a pass of the block (1024).
-    for cols in [1, 7, 8, 9, 31, 64, 255, 256, 264, 1016, 1024, 1031, 1032] {
+    // Around the load of 8 columns, a block of 32, a step of 64 and a slice of 320.
+    for cols in [1, 7, 8, 9, 31, 32, 33, 64, 72, 319, 320, 328, 640, 1031] {
         for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (4, 3), (5, 2), (8, 9), (9, 5)] {
             check_bf16(t, rows, cols, (t + cols / 8) % 3);
         }
     }
-    // The router, and a width of the model at every number of rows that has a kernel of its own.
+    // The router, and widths of the model at every number of rows that has a kernel of its own. More slices
+    // than a block has warps.
     check_bf16(1, 128, 2880, 0);
-    for t in [2, 4, 7, 8, 17] {
+    for t in [2, 8, 16, 17, 33] {
         check_bf16(t, 9, 2880, 0);
         check_bf16(t, 9, 4096, 1);
     }
-    check_bf16(130, 67, 64, 0);
+    check_bf16(3, 5, 17 * 320 + 40, 0);
+    // Around tiles of 64 tokens and 128 rows, with enough of them for the device and without; a library's.
+    for (t, rows) in [(65, 127), (64, 128), (63, 129), (10, 600), (256, 2), (257, 67), (300, 3)] {
+        check_bf16(t, rows, 72, 0);
+    }
 }
 
 /// Three results side by side, each with the bits it has alone: in either form, and in both.
@@ -145,8 +162,8 @@ fn check_q8(gpu: &Gpu, rng: &mut Rng, t: usize, shape: [usize; 2], offset: usize
 fn few_rows_in_8_bits_are_bounded() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(4);
-    // Around a warp of half blocks (512 columns) and a pass of the block (2048).
-    for cols in [32, 64, 96, 480, 512, 544, 2016, 2048, 2080] {
+    // Around a step of two blocks and a slice of ten.
+    for cols in [32, 64, 96, 288, 320, 352, 640, 672] {
         for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (4, 3), (5, 2), (6, 4), (8, 9)] {
             check_q8(gpu, &mut rng, t, [rows, cols], (t + cols / 32) % 3);
         }
@@ -161,8 +178,8 @@ fn few_rows_in_8_bits_are_bounded() {
 fn many_rows_in_8_bits_are_bounded() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(5);
-    // Around the 64 and 128 rows of a tile, the 16 that are multiplied at once, and the block that is
-    // fetched at a time.
+    // Around the 64 tokens and 128 rows of a tile, the 16 that are multiplied at once, and the two blocks
+    // that are fetched at a time.
     for (t, shape) in [
         (9, [1, 32]),
         (9, [127, 64]),
@@ -173,10 +190,10 @@ fn many_rows_in_8_bits_are_bounded() {
         (65, [7, 64]),
         (100, [130, 96]),
         (130, [259, 32]),
-        // Around the 8 blocks that a split has at least.
-        (9, [5, 224]),
-        (9, [5, 256]),
-        (70, [5, 288]),
+        // Around the ten blocks of a slice.
+        (9, [5, 288]),
+        (9, [5, 320]),
+        (70, [5, 352]),
         (16, [130, 544]),
         // A width of the model: in as many splits as there are, in some, and in one.
         (9, [9, 2880]),
@@ -188,36 +205,75 @@ fn many_rows_in_8_bits_are_bounded() {
     }
 }
 
-/// Of up to 8 rows each has the bits it has alone: in every place, beside any others, aligned or not.
+/// A row has the bits it has alone at any number of rows up to 256, in every place, beside any others,
+/// aligned or not: of few slices and of many, where tiles are enough for the device and where slices are
+/// shared out, in either form, with x in two parts and in one.
 #[test]
-fn few_rows_are_row_invariant() {
+fn rows_are_invariant() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(2);
-    for shape @ [rows, cols] in [[6, 40], [5, 77], [6, 64], [9, 2880]] {
+    let counts = [2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 255, INVARIANT_ROWS];
+    for (shape @ [rows, cols], counts) in [
+        ([6, 40], &counts[..]),
+        ([3, 77], &[8, 9]),
+        ([520, 64], &[9, 65]),
+        ([4, 672], &[2, 8, 9, 33, 65, 256]),
+        ([2, 2880], &[8, 16, 65]),
+    ] {
         let (w, bias) = (rng.bf16s(rows * cols), rng.floats(rows));
         let (quants, scales) = reference::q8_encode(&w);
         let mut forms = vec![Dense::Bf16(&w)];
         if cols.is_multiple_of(Q8_BLOCK) {
             forms.push(Dense::Q8 { quants: &quants, scales: &scales });
         }
-        let x = rng.floats(8 * cols);
-        for w in forms {
-            let run = |x: &[f32], offset| matmul(gpu, w, x, Some(&bias), shape, offset);
-            let alone: Vec<_> = x.chunks(cols).flat_map(|x| run(x, 0)).collect();
-            for t in 2..=8 {
-                for first in [0, 8 - t] {
-                    let got = run(&x[first * cols..(first + t) * cols], t % 2);
-                    let want = &alone[first * rows..(first + t) * rows];
-                    let q8 = matches!(w, Dense::Q8 { .. });
-                    assert_same_bits(
-                        &got,
-                        want,
-                        &format!("{shape:?}, rows {first} and {t}, q8 {q8}"),
+        for (w, cuda) in forms.into_iter().flat_map(|w| [(w, &gpu.cuda), (w, &gpu.rounded)]) {
+            let run = |x: &[f32], offset| matmul_by(cuda, gpu, w, x, Some(&bias), shape, offset);
+            for &t in counts {
+                // One row among different ones, in three places; the others are in none of the results.
+                let (x, row) = (rng.floats(t * cols), rng.floats(cols));
+                let alone = run(&row, 0);
+                for place in [0, t / 2, t - 1] {
+                    let mut x = x.clone();
+                    x[place * cols..][..cols].copy_from_slice(&row);
+                    let got = run(&x, t % 2);
+                    let what = format!(
+                        "{shape:?}, row {place} of {t}, q8 {}",
+                        matches!(w, Dense::Q8 { .. })
                     );
+                    assert_same_bits(&got[place * rows..][..rows], &alone, &what);
                 }
             }
         }
     }
+}
+
+/// Rounded to one part, the result is that of a rounded x, bounded as any.
+#[test]
+fn activations_can_be_rounded() {
+    let Some(gpu) = device() else { return };
+    let mut rng = Rng(8);
+    for (t, shape @ [rows, cols]) in [(1, [9, 96]), (8, [5, 64]), (17, [130, 64]), (70, [5, 352])] {
+        let w = rng.bf16s(rows * cols);
+        let (quants, scales) = reference::q8_encode(&w);
+        let x = rng.floats(t * cols);
+        let rounded: Vec<f32> = x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+        for w in [Dense::Bf16(&w), Dense::Q8 { quants: &quants, scales: &scales }] {
+            let got = matmul_by(&gpu.rounded, gpu, w, &x, None, shape, 0);
+            let want = reference::matmul(w, &rounded, None, rows, cols);
+            assert_bounded(&got, &want, 1.0, cols + 1, &format!("T {t}, {shape:?}"));
+            assert_same_bits(
+                &matmul_by(&gpu.rounded, gpu, w, &rounded, None, shape, 0),
+                &got,
+                "rounded before",
+            );
+        }
+    }
+    // With bf16 weights and many rows, a library's product.
+    let (w, x) = (rng.bf16s(3 * 32), rng.floats(257 * 32));
+    let rounded: Vec<f32> = x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
+    let got = matmul_by(&gpu.rounded, gpu, Dense::Bf16(&w), &x, None, [3, 32], 0);
+    let want = reference::matmul(Dense::Bf16(&w), &rounded, None, 3, 32);
+    assert_bounded(&got, &want, 1.0, 33, "T 257");
 }
 
 /// Every pair of a weight's bits and a position reads that weight: x picks one column.
@@ -278,9 +334,9 @@ fn extremes_pass_through_both_ways() {
     let small = bf16::from_f32(2f32.powi(-30));
     let forms = [Dense::Bf16(&[small; 32]), Dense::Q8 { quants: &[127; 32], scales: &[small] }];
     for (w, t) in forms.into_iter().flat_map(|w| [(w, 1), (w, 9)]) {
-        // Tiles sum a block before they apply its scale, and 32 · 127 times this is a number.
+        // A block is summed before its scale is applied, and 32 · 127 times this is a number.
         let most = match w {
-            Dense::Q8 { .. } if t > 8 => 1.99 * 2f32.powi(115),
+            Dense::Q8 { .. } => 1.99 * 2f32.powi(115),
             _ => f32::MAX,
         };
         for value in [most, -most, most / 1.003, 1.0 + f32::EPSILON, f32::MIN_POSITIVE] {
