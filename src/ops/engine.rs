@@ -155,7 +155,10 @@ impl<'a> Matrix<'a> {
 pub(crate) enum ExpertMatrices<'a> {
     /// In host memory.
     Host(Experts<'a>),
-    /// MXFP4 on a CUDA device: blocks and scales.
+    /// MXFP4 on a CUDA device, packed.
+    #[cfg(feature = "cuda")]
+    CudaPacked(&'a CudaSlice<u8>),
+    /// MXFP4 on a CUDA device as stored: blocks and scales.
     #[cfg(feature = "cuda")]
     CudaMxfp4(&'a CudaSlice<u8>, &'a CudaSlice<u8>),
     /// BF16 on a CUDA device.
@@ -176,6 +179,7 @@ impl<'a> ExpertMatrices<'a> {
     pub(super) fn cuda(self) -> Result<cuda::CudaExperts<'a>> {
         match self {
             ExpertMatrices::Host(_) => bail!("weights in host memory, a tensor on a CUDA device"),
+            ExpertMatrices::CudaPacked(packed) => Ok(cuda::CudaExperts::Packed(packed.as_view())),
             ExpertMatrices::CudaMxfp4(blocks, scales) => {
                 Ok(cuda::CudaExperts::Mxfp4 { blocks: blocks.as_view(), scales: scales.as_view() })
             }

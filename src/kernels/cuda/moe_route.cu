@@ -69,7 +69,7 @@ extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
         mine[i] = i == 0 ? padded : (of_whole == i - 1 ? whole : 0) + (of_rest == i - 1 && rest > 0);
         before[i] = mine[i];
 #pragma unroll
-        for (int by = 1; by < 32; by *= 2) {
+        for (uint32_t by = 1; by < 32; by *= 2) {
             const uint32_t lower = __shfl_up_sync(ALL_LANES, before[i], by);
             before[i] += lane >= by ? lower : 0;
         }
@@ -135,4 +135,26 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
     to[slot_piece(0, slabs, slots, slot, piece)] = hi;
     if (parts == 2) to[slot_piece(1, slabs, slots, slot, piece)] = lo;
+}
+
+// out[t,:] = Σ_j weights[t,j] · y[t·k + j,:], j in order; NaN for a token with an index that names no
+// expert, whose y nobody wrote. `quads`: rows / 4. A thread per four rows of a token.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    moe_add(float *__restrict__ out, const float4 *__restrict__ y,
+            const uint32_t *__restrict__ indices, const float *__restrict__ weights,
+            uint32_t experts, uint32_t quads, int k, uint64_t n) {
+    const uint64_t i = blockIdx.x * uint64_t(THREADS) + threadIdx.x;
+    if (i >= n) return;
+    const uint64_t first = i / quads * k;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 4
+    for (int j = 0; j < k; j++) {
+        const float nan = quiet_nan();
+        float4 v = make_float4(nan, nan, nan, nan);
+        if (indices[first + j] < experts) v = y[(first + j) * quads + i % quads];
+        const float weight = weights[first + j];
+        sum.x = fmaf(weight, v.x, sum.x), sum.y = fmaf(weight, v.y, sum.y);
+        sum.z = fmaf(weight, v.z, sum.z), sum.w = fmaf(weight, v.w, sum.w);
+    }
+    store4(out + 4 * i, 0, 4, aligned16(out), sum);
 }
