@@ -36,6 +36,7 @@ mod cuda {
     mod matmul;
     mod moe;
     mod moe_route;
+    mod moe_rows;
     mod replay;
     mod rms_norm;
     mod sample;
