@@ -329,6 +329,7 @@ static void run_block(Order order) {
     }
     fruitless = 0;
     begin_block();
+    begin_block_of_wgmma();
     const unsigned warps = (block.threads + WARP - 1) / WARP;
     while (block.live) {
         bool progress = false;
@@ -339,6 +340,7 @@ static void run_block(Order order) {
         if (++fruitless > 1000 || !wake_if([](const Fiber &f) { return f.polls; }, false)) fail_stuck();
     }
     end_block();
+    end_block_of_wgmma();
 }
 
 void launch(const char *name, dim3 grid, dim3 size, char *shared_start, char *shared_end,
