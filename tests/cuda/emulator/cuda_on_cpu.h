@@ -53,21 +53,6 @@ template <class T> T shuffle(uint32_t mask, T value, int from) {
 }
 // The first lane of this lane's segment of `width` lanes.
 inline int segment(int width) { return int(lane()) & ~(width - 1); }
-
-// What every lane of the warp passes, by lane: the stacks of fibers can be read by all of them.
-template <class T> struct Gathered {
-    const T *of_lane[WARP];
-};
-template <class T> Gathered<T> gather(const T &mine) {
-    Gathered<T> all;
-    static uintptr_t of_warps[32][WARP];  // the lanes of other warps run in between
-    uintptr_t *const offered = of_warps[current->index / WARP];
-    __syncwarp();  // nobody reads the last offer any more
-    offered[lane()] = uintptr_t(&mine);
-    __syncwarp();
-    for (unsigned i = 0; i < WARP; i++) all.of_lane[i] = (const T *)offered[i];
-    return all;
-}
 }  // namespace emulator
 
 template <class T> T __shfl_sync(uint32_t mask, T v, int from, int width = 32) {
@@ -173,3 +158,5 @@ inline long long clock64() { static long long now = 0; return now += 64; }
 
 #include "async.h"
 #include "formats.h"
+#include "tensor.h"
+#include "wgmma.h"

@@ -199,6 +199,15 @@ static void release_warp(unsigned warp, uint32_t mask) {
         kind = f.collective;
         present |= 1u << i;
     }
+    if (kind == Collective::together) {
+        if (present != ~0u) fail("an operation of a whole warp that lacks some of its lanes");
+        void *offers[WARP];
+        for (unsigned i = 0; i < WARP; i++) {
+            if (lanes[i].act != lanes[0].act) fail("lanes of one mask wait in different operations of the warp");
+            offers[i] = (void *)lanes[i].value;
+        }
+        lanes[0].act(offers);
+    }
     uint32_t ballot = 0;
     for (unsigned i = 0; i < n; i++)
         if ((present >> i & 1) && lanes[i].value) ballot |= 1u << i;
@@ -226,6 +235,11 @@ uint64_t collect(Collective kind, uint32_t mask, uint64_t value, int from) {
     release_warp(me->index / WARP, mask);
     if (me->collective != Collective::none) wait();
     return me->received;
+}
+
+void together(Act act, void *mine) {
+    current->act = act;
+    collect(Collective::together, ~0u, uint64_t(mine), 0);
 }
 
 static void run_fiber() {
@@ -315,6 +329,7 @@ static void run_block(Order order) {
     }
     fruitless = 0;
     begin_block();
+    begin_block_of_wgmma();
     const unsigned warps = (block.threads + WARP - 1) / WARP;
     while (block.live) {
         bool progress = false;
@@ -325,6 +340,7 @@ static void run_block(Order order) {
         if (++fruitless > 1000 || !wake_if([](const Fiber &f) { return f.polls; }, false)) fail_stuck();
     }
     end_block();
+    end_block_of_wgmma();
 }
 
 void launch(const char *name, dim3 grid, dim3 size, char *shared_start, char *shared_end,

@@ -23,7 +23,10 @@ namespace emulator {
 constexpr unsigned WARP = 32;
 
 // What a lane does in a collective operation of its warp.
-enum class Collective : uint8_t { none, barrier, shuffle, ballot };
+enum class Collective : uint8_t { none, barrier, shuffle, ballot, together };
+
+// What is done once with what all lanes of a warp offer.
+using Act = void (*)(void *const (&offers)[WARP]);
 
 struct Fiber {
     void *stack_pointer = nullptr;
@@ -41,6 +44,7 @@ struct Fiber {
     uint64_t value = 0;
     int from = 0;
     uint64_t received = 0;
+    Act act = nullptr;
     // The barrier in shared memory that it waits at, or -1; a poll may be answered with no.
     int sleeps_at = -1;
     bool polls = false;
@@ -72,6 +76,9 @@ unsigned sync_block(int line, bool vote);
 // lane takes no part; a ballot the lanes of `mask` that offered a value other than 0.
 uint64_t collect(Collective kind, uint32_t mask, uint64_t value, int from);
 
+// Does `act` when all lanes of the warp have come, before any of them goes on.
+void together(Act act, void *mine);
+
 // Until the barrier of this place in async.cpp wakes its threads; false for a poll when nothing else goes on.
 bool sleep_at(int barrier, bool poll);
 // Whether somebody slept there.
@@ -87,6 +94,9 @@ void prepare_shared(uint32_t bytes, char *static_start, char *static_end);
 void begin_block();
 void end_block();
 bool deliver_some(bool must, Order order);
+// Of wgmma.cpp.
+void begin_block_of_wgmma();
+void end_block_of_wgmma();
 void describe_barrier(int barrier);
 
 inline unsigned lane() { return current->index % WARP; }
