@@ -29,7 +29,7 @@ fn every_number_of_tokens_gives_the_same_bits() {
     let indices = (0..many).map(|_| rng.below(3) as u32).collect();
     let tokens = Tokens::new(&mut rng, indices, k, hidden);
     let picks: Vec<Vec<usize>> =
-        (1..=300).map(|t| (0..t).map(|i| (i * 7 + t) % many).collect()).collect();
+        (1..=256).map(|t| (0..t).map(|i| (i * 7 + t) % many).collect()).collect();
     assert_as_alone(gpu, &gpu.cuda, &host, &tokens, &picks);
     let some: Vec<_> = picks.into_iter().skip(1).step_by(23).collect();
     assert_as_alone(gpu, &gpu.rounded, &host, &tokens, &some);

@@ -20,6 +20,7 @@ mod matmul_q8;
 mod memory;
 mod moe;
 mod moe_few;
+mod moe_many;
 mod moe_pack;
 mod moe_route;
 mod recording;

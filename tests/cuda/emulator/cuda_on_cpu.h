@@ -76,10 +76,8 @@ inline unsigned __ballot_sync(uint32_t mask, int p) {
     return unsigned(emulator::collect(emulator::Collective::ballot, mask, p != 0, 0));
 }
 template <class T> unsigned __match_any_sync(uint32_t, T v) {
-    const auto all = emulator::gather(v);
     unsigned same = 0;
-    for (unsigned i = 0; i < emulator::WARP; i++) same |= unsigned(*all.of_lane[i] == v) << i;
-    __syncwarp();
+    for (int i = 0; i < 32; i++) same |= unsigned(__shfl_sync(~0u, v, i) == v) << i;
     return same;
 }
 inline int __any_sync(uint32_t mask, int p) { return __ballot_sync(mask, p) != 0; }
