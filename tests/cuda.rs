@@ -35,6 +35,7 @@ mod cuda {
     mod load;
     mod matmul;
     mod moe;
+    mod moe_limits;
     mod moe_route;
     mod moe_rows;
     mod replay;
