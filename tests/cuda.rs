@@ -36,6 +36,7 @@ mod cuda {
     mod matmul;
     mod moe;
     mod moe_many;
+    mod moe_limits;
     mod moe_route;
     mod moe_rows;
     mod replay;

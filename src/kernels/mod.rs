@@ -29,7 +29,9 @@
 //! the references return `Σ|terms|` beside the value, so that the tolerance follows the data.
 //! *row-invariant*: a row's result depends on that row's inputs alone, bit for bit: not on how many
 //! rows share the call, on their order, or on the number of threads. Prefill, decode and ragged
-//! batches are equal because of it.
+//! batches are equal because of it. On a GPU the routed experts (`moe`, both halves in one) have it among
+//! calls of 1 to 256 tokens: every decode step. What more tokens are given depends on how many pairs an
+//! expert has.
 //!
 //! **MXFP4** (OCP Microscaling v1.0): 32 consecutive input features share one E8M0 scale; byte j of a
 //! block holds feature 2j in its low nibble and 2j+1 in its high nibble. Row 2i of `W_gu` is gate i,
