@@ -86,7 +86,7 @@ pub(crate) fn free_memory(device: &Device) -> Result<Option<u64>> {
 }
 
 /// Bytes that a step of `tokens` rows takes on a device beside weights and cache, at most: activations
-/// and what the kernels put beside them.
+/// and what the kernels put beside them. With what packed experts take beyond what is stored of them.
 pub(crate) fn workspace(config: &ModelConfig, tokens: usize) -> u64 {
     let heads = config.num_attention_heads * config.head_dim;
     let chosen = config.num_experts_per_tok;
@@ -97,7 +97,15 @@ pub(crate) fn workspace(config: &ModelConfig, tokens: usize) -> u64 {
         + chosen * (3 * config.intermediate_size + 2 * config.hidden_size);
     // One row of logits with its parts, cuBLAS' own memory, and the parts of split attention.
     let fixed = (256 << 20) + 16 * config.vocab_size as u64;
-    fixed + 4 * (row as u64).saturating_mul(tokens as u64)
+    fixed + padding(config) + 4 * (row as u64).saturating_mul(tokens as u64)
+}
+
+/// Experts are packed in slabs of 192 columns, 17 bytes for 32: none is padded in models of 2,880.
+fn padding(config: &ModelConfig) -> u64 {
+    let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let columns = |cols: u64| cols.next_multiple_of(192) - cols;
+    let expert = (2 * inner * columns(hidden) + hidden * columns(inner)) * 17 / 32;
+    config.block_configs.iter().map(|block| block.num_local_experts as u64 * expert).sum()
 }
 
 #[cfg(feature = "cuda")]
@@ -155,5 +163,6 @@ mod tests {
         let (small, large) = (workspace(&config, 1), workspace(&config, 4096));
         assert!((256 << 20..300 << 20).contains(&small), "{small}");
         assert!((1 << 30..4 << 30).contains(&large), "{large}");
+        assert_eq!(padding(&config), 0);
     }
 }

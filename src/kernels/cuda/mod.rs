@@ -19,6 +19,7 @@ mod matmul;
 mod memory;
 mod moe;
 mod moe_few;
+mod moe_many;
 mod moe_pack;
 mod moe_route;
 mod recording;

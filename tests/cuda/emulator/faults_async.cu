@@ -76,7 +76,7 @@ extern "C" __global__ void pipeline(const float *x, float *out, int tiles, int f
     out[threadIdx.x] = sum;
 }
 
-// out = x, 32 · 4 values by 16 bytes each, in two groups.
+// out = x, twice 32 · 4 values by 16 bytes each, in two groups.
 extern "C" __global__ void copies_of_16(const float *x, float *out, int wait, int misaligned) {
     __shared__ __align__(16) float values[2][128];
     __shared__ uint64_t barrier;
@@ -89,10 +89,12 @@ extern "C" __global__ void copies_of_16(const float *x, float *out, int wait, in
     }
     if (wait == 1) async_wait<1>();
     if (wait == 2) async_wait<0>();
-    if (wait >= 3) async_arrive(arrived);
+    if (wait == 3 || wait == 4) async_arrive(arrived);
     if (wait == 3) barrier_wait(arrived, 0);
     __syncthreads();
     for (int i = 0; i < 8; i++) out[i * 32 + threadIdx.x] = values[i / 4][i % 4 * 32 + threadIdx.x];
+    __syncthreads();
+    if (wait == 5) async_wait<0>();
 }
 
 // Of `bytes` of dynamic memory the poison, what was written, and what lies at byte `at`.
