@@ -160,7 +160,7 @@ impl Replay {
                     step
                 }
                 Ok(None) => {
-                    steps.pause.begin(&"other code waited for the whole device meanwhile");
+                    steps.pause.begin(&"spoilt, as by code that waits for the whole device");
                     return Ok(None);
                 }
                 Err(error) => {

@@ -9,6 +9,7 @@ use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::kernels::cuda::{MOST_RECORDED_ROWS, padded_rows};
 use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::Checkpoint;
+use std::io::Write;
 
 /// The first page of the pool is seen by every row of the first sequence: nothing goes there unnoticed.
 fn config() -> ModelConfig {
@@ -95,6 +96,70 @@ fn a_changing_batch_meets_few_recordings() {
     assert!(run(&replaying) == run(&plain));
     // 9 and 10 rows share a recording, 11 and 12 do: the first of each is not recorded.
     assert_eq!(replaying.replayed_steps(), 14 - 2);
+}
+
+/// Recordings, the tables and the logits that they share all get others while a batch grows; and a sequence
+/// that is new has more pages than a step has room for.
+#[test]
+fn a_batch_grows_and_shrinks() {
+    let Some(gpu) = gpu() else { return };
+    let [replaying, plain] = models(&config(), gpu, 14);
+    let run = |model: &GptOss| {
+        let cache = cache(&config(), gpu, KvDtype::Bf16, 100);
+        let mut sequences = begun(model, &cache, 20);
+        feed(model, &mut sequences[0], &tokens(200, 1), 200);
+        let mut bits = Vec::new();
+        for (round, count) in (0..).zip([3, 3, 3, 9, 9, 3, 3, 9, 20, 20, 3, 9, 17, 1, 1]) {
+            let mut all: Vec<&mut Sequence> = sequences[..count].iter_mut().collect();
+            bits.push(decode(model, &mut all, 200 + round));
+        }
+        // Four pages in each layer, where a step of one row brings one.
+        let mut fork = sequences[0].fork();
+        bits.push(decode(model, &mut [&mut fork], 300));
+        bits
+    };
+    assert!(run(&replaying) == run(&plain));
+    assert!(replaying.replayed_steps() >= 8, "{}", replaying.replayed_steps());
+}
+
+/// In a process of its own, because the device is full for a while.
+#[test]
+fn a_step_without_memory_is_as_if_it_had_not_been() {
+    let Some(gpu) = gpu() else { return };
+    let [replaying, plain] = models(&config(), gpu, 15);
+    if !plain.kernels().contains("CUDA emulator") {
+        let line = b"NOT TESTED: a device without memory\n";
+        return std::io::stderr().write_all(line).unwrap();
+    }
+    if std::env::var_os("EMULATOR_MEMORY_MIB").is_none() {
+        let name = "cuda::padding::a_step_without_memory_is_as_if_it_had_not_been";
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let ended = again.args([name, "--exact"]).env("EMULATOR_MEMORY_MIB", "64").output();
+        let ended = ended.unwrap();
+        return assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+    let run = |model: &GptOss, fails: bool| {
+        let cache = cache(&config(), gpu, KvDtype::Bf16, 20);
+        let mut bits = Vec::new();
+        for seed in 0..3 {
+            let mut sequence = cache.sequence();
+            if fails {
+                let Device::Cuda(device) = gpu else { unreachable!() };
+                let (stream, mut taken) = (device.cuda_stream(), Vec::new());
+                for bits in (4..21).rev() {
+                    taken.extend(std::iter::from_fn(|| stream.alloc_zeros::<u8>(1 << bits).ok()));
+                }
+                let batch = Batch::single(&sequence, &tokens(70, seed), LogitRows::All);
+                model.forward(&batch, &mut [&mut sequence]).unwrap_err();
+                drop(taken);
+                stream.synchronize().unwrap();
+            }
+            bits.extend(feed(model, &mut sequence, &tokens(70, seed), 70));
+            bits.extend(feed(model, &mut sequence, &tokens(4, seed), 1));
+        }
+        bits
+    };
+    assert!(run(&replaying, true) == run(&plain, false));
 }
 
 /// Beside the CPU, which is told everything anew in every step.
