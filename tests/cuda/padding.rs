@@ -106,20 +106,24 @@ fn a_batch_grows_and_shrinks() {
     let [replaying, plain] = models(&config(), gpu, 14);
     let run = |model: &GptOss| {
         let cache = cache(&config(), gpu, KvDtype::Bf16, 100);
-        let mut sequences = begun(model, &cache, 20);
-        feed(model, &mut sequences[0], &tokens(200, 1), 200);
+        let mut sequences = begun(model, &cache, 3);
         let mut bits = Vec::new();
-        for (round, count) in (0..).zip([3, 3, 3, 9, 9, 3, 3, 9, 20, 20, 3, 9, 17, 1, 1]) {
+        for (round, count) in (0..).zip([3, 3, 3, 9, 9, 3, 3, 20, 20, 9, 17, 1, 1]) {
+            match count - sequences.len().min(count) {
+                0 => {}
+                missing => sequences.extend(begun(model, &cache, missing)),
+            }
             let mut all: Vec<&mut Sequence> = sequences[..count].iter_mut().collect();
             bits.push(decode(model, &mut all, 200 + round));
         }
         // Four pages in each layer, where a step of one row brings one.
+        feed(model, &mut sequences[0], &tokens(200, 1), 200);
         let mut fork = sequences[0].fork();
         bits.push(decode(model, &mut [&mut fork], 300));
         bits
     };
     assert!(run(&replaying) == run(&plain));
-    assert!(replaying.replayed_steps() >= 8, "{}", replaying.replayed_steps());
+    assert!(replaying.replayed_steps() >= 6, "{}", replaying.replayed_steps());
 }
 
 /// In a process of its own, because the device is full for a while.
@@ -141,20 +145,22 @@ fn a_step_without_memory_is_as_if_it_had_not_been() {
     let run = |model: &GptOss, fails: bool| {
         let cache = cache(&config(), gpu, KvDtype::Bf16, 20);
         let mut bits = Vec::new();
+        let mut first = cache.sequence();
+        bits.extend(feed(model, &mut first, &tokens(70, 9), 70));
         for seed in 0..3 {
-            let mut sequence = cache.sequence();
+            // Its first step is to bring pages that it holds whether the step succeeds or not.
+            let mut sequence = first.fork();
             if fails {
                 let Device::Cuda(device) = gpu else { unreachable!() };
                 let (stream, mut taken) = (device.cuda_stream(), Vec::new());
                 for bits in (4..21).rev() {
                     taken.extend(std::iter::from_fn(|| stream.alloc_zeros::<u8>(1 << bits).ok()));
                 }
-                let batch = Batch::single(&sequence, &tokens(70, seed), LogitRows::All);
+                let batch = Batch::single(&sequence, &[1], LogitRows::All);
                 model.forward(&batch, &mut [&mut sequence]).unwrap_err();
                 drop(taken);
                 stream.synchronize().unwrap();
             }
-            bits.extend(feed(model, &mut sequence, &tokens(70, seed), 70));
             bits.extend(feed(model, &mut sequence, &tokens(4, seed), 1));
         }
         bits
