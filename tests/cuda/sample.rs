@@ -180,29 +180,62 @@ fn a_row_does_not_depend_on_others() {
     }
 }
 
-/// The last number that draws a token is the same, to the bit, alone and in company: so are all sums.
+/// The last number that draws a token is the same, to the bit, alone and in company: so are all sums. And it
+/// is the reference's.
 #[test]
 fn sums_do_not_depend_on_others() {
     let Some(gpu) = device() else { return };
-    let (mut rng, vocab) = (Rng(10), 9001);
-    let logits: Vec<f32> = rng.floats(vocab).iter().map(|x| x * 4.0).collect();
-    let draw = |bits| Draw { uniform: f64::from_bits(bits), top_p: 0.99, ..Draw::default() };
-    let (mut low, mut high) = (0.5f64.to_bits(), 0.75f64.to_bits());
-    let first = run(gpu, &logits, &[draw(low)]).0[0];
-    while high - low > 1 {
-        let step = (high - low).div_ceil(8);
-        let bits: Vec<u64> = (1..8).map(|i| low + i * step).take_while(|b| *b < high).collect();
-        let draws: Vec<Draw<'_>> = bits.iter().map(|&bits| draw(bits)).collect();
-        let tokens = run(gpu, &logits.repeat(draws.len()), &draws).0;
-        for (&bits, token) in bits.iter().zip(tokens).rev() {
-            match token == first {
-                true => low = low.max(bits),
-                false => high = bits,
+    let mut rng = Rng(10);
+    for vocab in [4, 9001] {
+        let logits: Vec<f32> = rng.floats(vocab).iter().map(|x| x * 4.0).collect();
+        let draw = |bits| Draw { uniform: f64::from_bits(bits), top_p: 0.999, ..Draw::default() };
+        let (mut low, mut high) = (0.5f64.to_bits(), 0.99f64.to_bits());
+        let first = run(gpu, &logits, &[draw(low)]).0[0];
+        while high - low > 1 {
+            let step = (high - low).div_ceil(8);
+            let bits: Vec<u64> = (1..8).map(|i| low + i * step).take_while(|b| *b < high).collect();
+            let draws: Vec<Draw<'_>> = bits.iter().map(|&bits| draw(bits)).collect();
+            let tokens = run(gpu, &logits.repeat(draws.len()), &draws).0;
+            for (&bits, token) in bits.iter().zip(tokens).rev() {
+                match token == first {
+                    true => low = low.max(bits),
+                    false => high = bits,
+                }
             }
         }
+        assert_eq!(run(gpu, &logits, &[draw(low)]).0[0], first);
+        assert_ne!(run(gpu, &logits, &[draw(high)]).0[0], first);
+        let candidates = reference::sample(&logits, &draw(low)).unwrap().candidates;
+        let at = candidates.iter().position(|c| c.0 == first).unwrap();
+        let want: f64 = candidates[..=at].iter().map(|c| c.1).sum();
+        let error = (f64::from_bits(high) - want).abs();
+        assert!(error < 1e-12, "vocabulary {vocab}: off by {error}");
     }
-    assert_eq!(run(gpu, &logits, &[draw(low)]).0[0], first);
-    assert_ne!(run(gpu, &logits, &[draw(high)]).0[0], first);
+}
+
+/// A penalty is rounded after every operation: of two scores that are then equal the first is drawn, which
+/// a fused operation would have made less.
+#[test]
+fn penalties_are_rounded_as_on_the_cpu() {
+    let Some(gpu) = device() else { return };
+    let (presence, frequency) = (0.7f32, 0.3f32);
+    let mut cases = 0;
+    for count in 2..300u32 {
+        let penalty = presence + frequency * count as f32;
+        if frequency.mul_add(count as f32, presence) <= penalty {
+            continue;
+        }
+        let draw = Draw {
+            temperature: 0.0,
+            presence_penalty: presence,
+            frequency_penalty: frequency,
+            seen: &[(0, count)],
+            ..Draw::default()
+        };
+        assert_eq!(run(gpu, &[0.0, -penalty], &[draw]).0, [0], "{count} times");
+        cases += 1;
+    }
+    assert!(cases > 5, "{cases} cases");
 }
 
 /// One draw from the middle of each candidate's share gives the candidates, all of them and in order.

@@ -335,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1)
             }
         }
         token = reaches(more_than(row.uniform * cut.through)).key;
-        token = token > cut.key ? token : cut.key;  // should rounding have led behind the cut
+        if (token < cut.key) token = all.best;  // should rounding have led behind the cut
     }
     if (threadIdx.x == 0) {
         const bool is_token = is_finite(all) && is_some(all);
