@@ -125,14 +125,27 @@ fn sample(bench: &Bench, sizes: &Sizes) -> Result<()> {
     for &rows in sizes.draws {
         let logits = bench.random(rows * vocab, |rng| 8.0 * rng.float())?;
         let mut tokens = bench.same(0u32, rows)?;
-        let draw =
-            |rng: &mut Rng| Draw { uniform: f64::from(rng.float().abs()), ..Draw::default() };
-        let draws: Vec<Draw<'_>> = (0..rows).map(|_| draw(&mut rng)).collect();
-        let work = Work { rows, bytes: 4 * rows * (vocab + 2), flops: 0 };
-        bench.case("sample", work, &mut bench.nans(rows)?, |_, logprobs| {
-            let (tokens, logits) = (&mut tokens.as_view_mut(), &logits.as_view());
-            bench.cuda.sample(tokens, logprobs, logits, &draws)
-        })?;
+        // Half of all tokens, as the grammar of a string allows most.
+        let mask: Vec<u32> = (0..vocab.div_ceil(32)).map(|_| rng.bits() as u32).collect();
+        let cut = Draw { top_k: 50, top_p: 0.95, ..Draw::default() };
+        for (name, draw, masked) in [
+            ("sample", Draw::default(), false),
+            ("sample greedy", Draw { temperature: 0.0, ..Draw::default() }, false),
+            ("sample top_k top_p", cut, false),
+            ("sample masked", Draw::default(), true),
+            ("sample masked top_k top_p", cut, true),
+        ] {
+            let allowed = masked.then_some(&mask[..]);
+            let mut uniform = || f64::from(rng.float().abs());
+            let draws: Vec<Draw<'_>> =
+                (0..rows).map(|_| Draw { uniform: uniform(), allowed, ..draw }).collect();
+            let bytes = 4 * rows * (vocab + 2 + allowed.map_or(0, <[u32]>::len));
+            let work = Work { rows, bytes, flops: 0 };
+            bench.case(name, work, &mut bench.nans(rows)?, |_, logprobs| {
+                let (tokens, logits) = (&mut tokens.as_view_mut(), &logits.as_view());
+                bench.cuda.sample(tokens, logprobs, logits, &draws)
+            })?;
+        }
     }
     Ok(())
 }
