@@ -28,6 +28,7 @@ mod golden;
 mod device;
 
 mod cuda {
+    mod activations;
     mod attention;
     mod cache;
     mod embedding;
