@@ -76,6 +76,21 @@ extern "C" __global__ void pipeline(const float *x, float *out, int tiles, int f
     out[threadIdx.x] = sum;
 }
 
+// What one thread finds before a copy of 16 bytes has arrived, and after.
+extern "C" __global__ void before_and_after(const float *x, float *out) {
+    __shared__ __align__(16) float values[4];
+    __shared__ uint64_t barrier;
+    const uint32_t to = shared_address(values), arrived = shared_address(&barrier);
+    for (int i = 0; i < 4; i++) values[i] = 0;
+    barrier_init(arrived, 1);
+    proxy_fence();
+    barrier_expect(arrived, 16);
+    bulk_copy(to, x, 16, arrived);
+    out[0] = __uint_as_float(load_shared32(to));
+    barrier_wait(arrived, 0);
+    out[1] = __uint_as_float(load_shared32(to));
+}
+
 // out = x, twice 32 · 4 values by 16 bytes each, in two groups.
 extern "C" __global__ void copies_of_16(const float *x, float *out, int wait, int misaligned) {
     __shared__ __align__(16) float values[2][128];

@@ -43,6 +43,10 @@ static void check_pipeline() {
     CHECK(has(pipeline(AGAIN), "initialised again"));
     CHECK(has(pipeline(NO_PARITY), "a parity is 0 or 1"));
     CHECK(has(pipeline(NO_FENCE), "without proxy_fence between"));
+    float *x = device<float>(4), *out = device<float>(2);
+    x[0] = 3;
+    CHECK(run("before_and_after", 1, 0, x, out) == 0 && std::isnan(out[0]) && out[1] == 3);
+    cuMemFree_v2(x), cuMemFree_v2(out);
 }
 
 static void check_copies_of_16() {
