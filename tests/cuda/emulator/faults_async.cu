@@ -20,6 +20,7 @@ enum Fault {
     NO_PARITY,
     NO_FENCE,
     POLLED,
+    COPIED_TWICE,
 };
 
 // out[t] = the sum of x[tile · 96 + t]: one warp copies tiles of 96 values into two stages, three add.
@@ -48,7 +49,9 @@ extern "C" __global__ void pipeline(const float *x, float *out, int tiles, int f
             if (fault == FEWER_BYTES_EXPECTED) expected -= 16;
             if (fault == MORE_BYTES_EXPECTED) expected += 16;
             if (fault == NO_FENCE) store_shared32(stages + stage * BYTES, 0);
+            if (fault == COPIED_TWICE) expected *= 2;
             barrier_expect(full, expected);
+            if (fault == COPIED_TWICE) bulk_copy(stages + stage * BYTES, x, BYTES, full);
             const int off = fault == MISALIGNED ? 1 : fault == BEYOND_THE_SOURCE ? 4 : 0;
             bulk_copy(stages + stage * BYTES, x + tile * 96 + off, BYTES, full, evict_first());
             if (++stage == STAGES) stage = 0, phase ^= 1;
