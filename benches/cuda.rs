@@ -1,7 +1,7 @@
 //! Times each CUDA kernel at the shapes of puzzle-88B, beside the rate at which the device copies memory.
 //!
 //! `cargo bench --features cuda --bench cuda [-- [NAME] [--small]]`; with NAME only the cases that begin
-//! so, like `matmul q`, or `"moe_down of 64 T=1"` for one row alone. `--small` shrinks every shape, so
+//! so, like `matmul q`, or `"moe of 64 T=1"` for one row alone. `--small` shrinks every shape, so
 //! that all of it runs on an emulator, and measures nothing.
 //!
 //! **Time** is the median of many, each taken by events on the stream around many calls. Before the first
@@ -50,6 +50,8 @@ struct Sizes {
     config: ModelConfig,
     /// Tokens of a call, where a row more costs little.
     rows: &'static [usize],
+    /// Tokens of a call of routed experts: around where the kernels change.
+    expert_rows: &'static [usize],
     /// Tokens of a call of dense products, 8 being the most of a decode step that cuBLAS does not get.
     product_rows: &'static [usize],
     /// Positions before a decoded token, itself included.
@@ -72,6 +74,7 @@ impl Sizes {
         Sizes {
             config: ModelConfig::puzzle_88b(),
             rows: &[1, 8, 64, 512, 4096],
+            expert_rows: &[1, 2, 8, 16, 64, 256, 1024, 4096],
             product_rows: &[1, 8, 64, 512],
             depths: &[1024, 8192, 65_536, 131_072],
             batches: &[1, 8],
@@ -87,6 +90,7 @@ impl Sizes {
         Sizes {
             config: tiny_config(),
             rows: &[1, 8, 12],
+            expert_rows: &[1, 3, 12],
             product_rows: &[1, 8, 12],
             depths: &[70, 300],
             batches: &[1, 2],

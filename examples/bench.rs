@@ -18,7 +18,7 @@ mod memory;
 use clap::{Parser, ValueEnum};
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
-use gpt_oss_puzzle::model::{Batch, DenseDtype, DeviceName, GptOss, LogitRows};
+use gpt_oss_puzzle::model::{Activations, Batch, DenseDtype, DeviceName, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, KvScales, tiny_config};
 use memory::{bytes_per_step, copy_bandwidth, peak_memory};
 use serde_json::{Value, json};
@@ -73,6 +73,9 @@ struct Args {
     /// How dense weights are held: bf16, as stored, or q8
     #[arg(long, default_value = "bf16")]
     dense_dtype: DenseDtype,
+    /// What products make of activations: exact, as computed, or bf16
+    #[arg(long, default_value = "exact")]
+    activations: Activations,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
@@ -159,6 +162,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     };
     let model = GptOss::new(&checkpoint, args.threads)?
         .with_dense_dtype(args.dense_dtype)
+        .with_activations(args.activations)
         .on_device(&device, |_| {})?;
     let model = if args.no_replay { model.without_replay() } else { model };
     let load_seconds = started.elapsed().as_secs_f64();
@@ -171,7 +175,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     let report = json!({
         "model_type": config.model_type, "layers": config.num_hidden_layers(),
         "weight_bytes": args.dense_dtype.weight_bytes(config, bench.checkpoint.total_bytes()), "cache_bytes": bench.cache_bytes,
-        "kv_dtype": args.kv_dtype, "kernels": bench.model.kernels(), "load_seconds": load_seconds,
+        "activations": format!("{:?}", args.activations), "kv_dtype": args.kv_dtype, "kernels": bench.model.kernels(), "load_seconds": load_seconds,
         "peak_memory_bytes": peak_memory(), "copy_bytes_per_second": copy_rate, "tests": results,
     });
     match args.output {

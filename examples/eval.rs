@@ -13,7 +13,7 @@ mod world;
 use clap::Parser;
 use gpt_oss_puzzle::Model;
 use gpt_oss_puzzle::cache::KvDtype;
-use gpt_oss_puzzle::model::DenseDtype;
+use gpt_oss_puzzle::model::{Activations, DenseDtype};
 use indicatif::ProgressBar;
 use serde_json::json;
 use std::error::Error;
@@ -35,6 +35,9 @@ struct Args {
     /// How dense weights are held: bf16, as stored, or q8
     #[arg(long, default_value = "bf16")]
     dense_dtype: DenseDtype,
+    /// What products make of activations: exact, as computed, or bf16
+    #[arg(long, default_value = "exact")]
+    activations: Activations,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
@@ -51,13 +54,17 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
-    let model =
-        Model::builder(&args.model).dense_dtype(args.dense_dtype).kv_dtype(args.kv_dtype).load()?;
+    let model = Model::builder(&args.model)
+        .dense_dtype(args.dense_dtype)
+        .activations(args.activations)
+        .kv_dtype(args.kv_dtype)
+        .load()?;
     let mut lines = exam::lines(args.count, args.seed);
     lines.retain(|line| args.only.as_ref().is_none_or(|only| line.name.contains(only)));
     let mut out = stdout().lock();
-    let (dense, kv) = (args.dense_dtype, args.kv_dtype);
-    writeln!(out, "{dense:?} dense weights, {kv:?} cache, {}", model.transformer().kernels())?;
+    let Args { dense_dtype: dense, activations, kv_dtype: kv, .. } = args;
+    let kernels = model.transformer().kernels();
+    writeln!(out, "{dense:?} dense weights, {activations:?} activations, {kv:?} cache, {kernels}")?;
     writeln!(
         out,
         "{:26} {:>9} {:>7} {:>7} {:>7} {:>9}",
@@ -88,6 +95,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     if let Some(path) = &args.json {
         let all = json!({
             "dense_dtype": format!("{:?}", args.dense_dtype),
+            "activations": format!("{:?}", args.activations),
             "kv_dtype": format!("{:?}", args.kv_dtype),
             "kernels": model.transformer().kernels(),
             "marks": marks,

@@ -9,7 +9,7 @@ mod common;
 use clap::Parser;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype};
 use gpt_oss_puzzle::generation::logprobs::log_sum_exp;
-use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, GptOss, LogitRows};
+use gpt_oss_puzzle::model::{Activations, Batch, DenseDtype, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::Checkpoint;
 use std::error::Error;
 use std::io::Write;
@@ -35,6 +35,9 @@ struct Args {
     /// How dense weights are held: bf16, as stored, or q8
     #[arg(long, default_value = "bf16")]
     dense_dtype: DenseDtype,
+    /// What products make of activations: exact, as computed, or bf16
+    #[arg(long, default_value = "exact")]
+    activations: Activations,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
@@ -65,7 +68,9 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         scales: scales.collect::<Result<_, _>>()?,
     };
     let mut sequence = KvCache::new(config, &cache, &Device::Cpu)?.sequence();
-    let model = GptOss::new(&checkpoint, args.threads)?.with_dense_dtype(args.dense_dtype);
+    let model = GptOss::new(&checkpoint, args.threads)?
+        .with_dense_dtype(args.dense_dtype)
+        .with_activations(args.activations);
     let (mut logits, mut logprobs) = (Vec::new(), Vec::new());
     let mut next = args.tokens.iter().skip(1);
     for tokens in args.tokens.chunks(chunk) {

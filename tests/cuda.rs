@@ -35,6 +35,8 @@ mod cuda {
     mod load;
     mod matmul;
     mod moe;
+    mod moe_route;
+    mod moe_rows;
     mod padding;
     mod replay;
     mod rms_norm;

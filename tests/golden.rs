@@ -10,7 +10,8 @@ mod kernels;
 use golden::{Golden, cases, read, relative_error, root};
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype};
-use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
+use gpt_oss_puzzle::kernels::cpu::{Cpu, Isa};
+use gpt_oss_puzzle::model::{Activations, Batch, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::Checkpoint;
 use safetensors::{Dtype, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
@@ -222,23 +223,36 @@ fn the_measure_sees_one_wrong_row_and_nan() {
     assert!(relative_error(&[3.0, f32::NAN, 6.0, 8.0], &expected, 2).0.is_nan());
 }
 
-/// The graph on every tier of this machine, in one piece, against a golden file.
-fn check_logits(case: &str, file: &str, dtype: KvDtype, bound: f64) {
-    let case = root().join(case);
-    let golden = Golden::load(&case, file);
-    let checkpoint = Checkpoint::open(&case).unwrap();
+/// The logits of the graph in one piece, on every tier of this machine.
+fn logits(
+    case: &Path,
+    golden: &Golden,
+    dtype: KvDtype,
+    products: Activations,
+) -> Vec<(Isa, Vec<f32>)> {
+    let checkpoint = Checkpoint::open(case).unwrap();
     let scales: Option<Vec<_>> = (0..checkpoint.config().num_hidden_layers())
         .map(|layer| checkpoint.kv_scales(layer).unwrap())
         .collect();
     let config = KvCacheConfig { dtype, pages: 200, scales };
-    for cpu in kernels::on_threads(2) {
+    let tiers = kernels::on_threads(2).into_iter();
+    let run = |cpu: Cpu| {
         let isa = cpu.isa();
-        let model = GptOss::with_cpu(&checkpoint, cpu).unwrap();
+        let model = GptOss::with_cpu(&checkpoint, cpu).unwrap().with_activations(products);
         let cache = KvCache::new(model.config(), &config, &Device::Cpu).unwrap();
         let mut sequence = cache.sequence();
         let batch = Batch::single(&sequence, &golden.input_ids, LogitRows::All);
         let logits = model.forward(&batch, &mut [&mut sequence]).unwrap();
-        let logits = logits.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (isa, logits.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+    };
+    tiers.map(run).collect()
+}
+
+/// The graph on every tier against a golden file.
+fn check_logits(case: &str, file: &str, dtype: KvDtype, bound: f64) {
+    let case = root().join(case);
+    let golden = Golden::load(&case, file);
+    for (isa, logits) in logits(&case, &golden, dtype, Activations::Exact) {
         let (error, row) = relative_error(&logits, &golden.logits, golden.vocab_size);
         let name = case.file_name().unwrap().display();
         println!(
@@ -261,4 +275,30 @@ fn logits_with_a_rounding_cache_round_as_the_reference_does() {
     check_logits("puzzle-all-experts", "golden-fp8", KvDtype::Fp8, 1e-5);
     // Some values lie so near a tie of BF16 that float32 rounds them the other way, see make.py.
     check_logits("puzzle-all-experts", "golden-bf16", KvDtype::Bf16, 1e-3);
+}
+
+/// A number of bf16 is within 2^-8 of what it stands for. Where a choice of experts is as close as that, and in
+/// `puzzle` and `puzzle-long` it is for some tokens, another one is chosen, and the token's logits are
+/// others; attention hands that on to a few behind it.
+#[test]
+fn logits_of_activations_in_bf16_are_near_but_for_other_experts() {
+    for case in cases() {
+        let golden = Golden::load(&case, "golden");
+        for (isa, logits) in logits(&case, &golden, KvDtype::F32, Activations::Bf16) {
+            let rows = logits.chunks(golden.vocab_size).enumerate();
+            let error = |(t, row)| relative_error(row, golden.row(t), golden.vocab_size).0;
+            let mut errors: Vec<f64> = rows.map(error).collect();
+            errors.sort_by(|a, b| a.partial_cmp(b).expect("no NaN"));
+            let rank = |of: usize| errors[errors.len() * of / 10];
+            let (median, most, worst) = (rank(5), rank(9), errors[errors.len() - 1]);
+            let name = case.file_name().unwrap().display();
+            let what = format!(
+                "{name} {isa:?}: {median:.1e}, of nine in ten {most:.1e}, worst {worst:.1e}"
+            );
+            println!("{what}");
+            assert!(median > 1e-3 && median < 1.5e-2 && most < 3e-2 && worst < 0.5, "{what}");
+            let close = ["puzzle", "puzzle-long"].iter().any(|name| case.ends_with(name));
+            assert!(close || worst < 2e-2, "{what}");
+        }
+    }
 }

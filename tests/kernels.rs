@@ -6,6 +6,7 @@
 mod common;
 
 mod kernels {
+    mod activations;
     mod attention;
     mod convert;
     mod dense;

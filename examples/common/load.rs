@@ -2,7 +2,7 @@
 
 use gpt_oss_puzzle::Model;
 use gpt_oss_puzzle::cache::KvDtype;
-use gpt_oss_puzzle::model::{DenseDtype, DeviceName};
+use gpt_oss_puzzle::model::{Activations, DenseDtype, DeviceName};
 use indicatif::{DecimalBytes, ProgressBar};
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -22,6 +22,9 @@ pub(crate) struct LoadArgs {
     /// How dense weights are held: bf16, as stored, or q8
     #[arg(long, default_value = "bf16")]
     dense_dtype: DenseDtype,
+    /// What products make of activations: exact, as computed, or bf16
+    #[arg(long, default_value = "exact")]
+    activations: Activations,
     /// How keys and values are stored: bf16, fp8 or f32
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
@@ -55,6 +58,7 @@ impl LoadArgs {
         let mut builder = Model::builder(source)
             .device(self.device)
             .dense_dtype(self.dense_dtype)
+            .activations(self.activations)
             .kv_dtype(self.kv_dtype)
             .threads(self.threads);
         if let Some(tokens) = self.ctx {

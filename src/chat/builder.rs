@@ -7,7 +7,7 @@ use super::room::Room;
 use crate::cache::{KvCache, KvCacheConfig, KvDtype};
 use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
 use crate::harmony::{Dialect, Renderer};
-use crate::model::{DenseDtype, DeviceName, GptOss, free_memory};
+use crate::model::{Activations, DenseDtype, DeviceName, GptOss, free_memory};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, KvScales};
 #[cfg(feature = "hub")]
@@ -25,6 +25,7 @@ pub struct ModelBuilder {
     device: DeviceName,
     threads: usize,
     dense_dtype: DenseDtype,
+    activations: Activations,
     kv_dtype: KvDtype,
     kv_scales: Option<Vec<KvScales>>,
     context: Option<usize>,
@@ -65,6 +66,7 @@ impl ModelBuilder {
             device: DeviceName::default(),
             threads: 0,
             dense_dtype: DenseDtype::default(),
+            activations: Activations::default(),
             kv_dtype: KvDtype::default(),
             kv_scales: None,
             context: None,
@@ -119,6 +121,12 @@ impl ModelBuilder {
     /// How dense matrices are held; BF16, as stored, by default.
     pub fn dense_dtype(self, dense_dtype: DenseDtype) -> Self {
         Self { dense_dtype, ..self }
+    }
+
+    /// What products make of their activations; all of f32 by default. [`Activations::Bf16`] is for GPUs:
+    /// half the work where many rows share a step, in prompts above all.
+    pub fn activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
     }
 
     /// How keys and values are stored; BF16 by default.
@@ -241,6 +249,7 @@ impl ModelBuilder {
         let never = special.map(|s| [s.start, s.end, s.message, s.channel, s.constrain]);
         let transformer = GptOss::new(&checkpoint, self.threads)?
             .with_dense_dtype(self.dense_dtype)
+            .with_activations(self.activations)
             .on_device(&device, |done| {
                 if let Some(progress) = &mut warm {
                     progress(done.min(on_device), on_device);

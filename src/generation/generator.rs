@@ -1,6 +1,7 @@
 //! [`Generator`]: one sequence through the model, token by token.
 
 use super::options::{CancelHandle, FinishReason, GenerateOptions, Timings, Usage};
+use super::sampling::{DrawRow, draw_rows};
 use super::{Sampler, StopTokens, TokenLogprobs, TokenSet};
 use crate::cache::Sequence;
 use crate::model::{Batch, GptOss, LogitRows, Tensor};
@@ -303,11 +304,11 @@ impl<'m> Generator<'m> {
     /// The next token, drawn where the logits are unless they have to come to the host anyway.
     fn draw(&mut self, logits: &Tensor) -> Result<(u32, Option<TokenLogprobs>)> {
         let (allowed, forbidden) = (self.allowed.as_ref(), &self.forbidden[..]);
-        if self.logprobs.is_none()
-            && logits.device().is_cuda()
-            && let Some(id) = self.sampler.sample_on(self.model, logits, allowed, forbidden)?
-        {
-            return Ok((id, None));
+        if self.logprobs.is_none() && logits.device().is_cuda() {
+            let mut row = DrawRow { sampler: &mut self.sampler, allowed, forbidden };
+            if let [Some(id)] = draw_rows(self.model, logits, std::slice::from_mut(&mut row))?[..] {
+                return Ok((id, None));
+            }
         }
         let logits: Vec<f32> = logits.flatten_all()?.to_vec1()?;
         let id = self.sampler.sample_from(&logits, allowed, forbidden);

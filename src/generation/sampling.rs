@@ -22,6 +22,8 @@
 
 mod on_device;
 
+pub(super) use on_device::{DrawRow, draw_rows};
+
 use super::TokenSet;
 use super::ranking::{argmax, id_of, key, nucleus, weight};
 use crate::model::{Device, Tensor};

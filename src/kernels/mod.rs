@@ -31,6 +31,11 @@
 //! rows share the call, on their order, or on the number of threads. Prefill, decode and ragged
 //! batches are equal because of it.
 //!
+//! **Activations.** The products (`matmul`, `moe_gate_up`, `moe_down`) multiply what
+//! [`reference::activations`] makes of their `x` or `a`: the numbers themselves, or their neighbours in
+//! bf16. Against the reference of these the classes hold in every mode. Nothing else rounds: sums,
+//! softmax, norms, attention and what one kernel hands to the next are f32.
+//!
 //! **MXFP4** (OCP Microscaling v1.0): 32 consecutive input features share one E8M0 scale; byte j of a
 //! block holds feature 2j in its low nibble and 2j+1 in its high nibble. Row 2i of `W_gu` is gate i,
 //! row 2i+1 is up i.
@@ -115,13 +120,19 @@ pub struct SwigluParams {
     pub limit: f32,
 }
 
-/// What products of weights with activations make of the activations; sums are f32 in any case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What the products of weights with activations (the projections of attention, the routers, the experts
+/// and the head) make of the activations. Everything else is f32 in any case: the sums, the residual
+/// stream, norms, softmax and attention.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Activations {
     /// As they are, to f32's precision; on tensor cores as two bf16, which leaves 2^-17 of them out.
     #[default]
     Exact,
-    /// Rounded to bf16, as openai's implementation computes: half the work of tensor cores.
+    /// Rounded to bf16, to nearest even: half the work of a GPU's tensor cores, no less on the CPU. The
+    /// logits change a little; README says by how much. openai's implementation and its peers on GPUs keep
+    /// all activations in bf16, the residual stream and what lies between products too: this is nearer to
+    /// f32 than they are.
     Bf16,
 }
 

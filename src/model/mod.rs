@@ -10,10 +10,12 @@
 //! candle's own. Sequences and their pages live in [`crate::cache`]; nothing here samples or decodes
 //! text.
 //!
-//! Numbers: weights as stored (BF16, MXFP4), activations and accumulation in f32.
+//! Numbers: weights as stored (BF16, MXFP4), activations and accumulation in f32 unless
+//! [`DenseDtype`] or [`Activations`] say otherwise.
 //! The forward pass follows openai/gpt-oss `gpt_oss/torch/model.py` and transformers'
 //! `modeling_gpt_oss.py`.
 
+mod activations;
 mod attention;
 mod batch;
 mod decoder_layer;
@@ -31,6 +33,7 @@ mod residual;
 mod rope;
 mod weight;
 
+pub use crate::kernels::Activations;
 pub(crate) use crate::kernels::Draw;
 pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
@@ -143,6 +146,21 @@ impl GptOss {
         self
     }
 
+    /// Products take their activations as said, see [`Activations`]. Comes before [`GptOss::on_device`]:
+    /// what is on a device goes on as it began.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> GptOss {
+        let engine = match self.engine {
+            Engine::Cpu(cpu) => Engine::Cpu(cpu.with_activations(activations)),
+            #[cfg(feature = "cuda")]
+            engine @ Engine::Cuda(..) => {
+                tracing::warn!("a model on a CUDA device keeps what its products multiply");
+                engine
+            }
+        };
+        GptOss { engine, ..self }
+    }
+
     /// The configuration the model was built from.
     pub fn config(&self) -> &ModelConfig {
         &self.config
@@ -181,7 +199,8 @@ impl GptOss {
                 "head_dim is {head_dim}, expected at most {most} on a CUDA device"
             )));
         }
-        let engine = Engine::on(device)?;
+        let activations = self.engine.cpu()?.activations();
+        let engine = Engine::on(device, activations)?;
         let mut upload = Upload::new(engine.cuda()?, progress)?;
         self.embed_tokens.upload(&mut upload)?;
         for layer in &mut self.layers {
@@ -190,7 +209,7 @@ impl GptOss {
         self.norm.upload(&mut upload)?;
         self.lm_head.upload(&mut upload)?;
         upload.finish()?;
-        let replay = Some(Replay::new(device)?);
+        let replay = Some(Replay::new(device, activations)?);
         let device = Device::Cuda(device.clone());
         let page_tables = Some(Mutex::new(PageTables::new(&device, self.layers.len())));
         Ok(GptOss { engine, device, page_tables, replay, ..self })
@@ -314,20 +333,24 @@ impl GptOss {
         }
     }
 
-    /// A token of the only row of `logits: [1, V]`, drawn on the device that computed them, so that none of
-    /// them has to come to the host. `None` when the model runs on the CPU, for a vocabulary that the
-    /// kernel does not take, and where no token can be drawn; the logits say why.
+    /// A token of each row of `logits: [R, V]` as `draws` say, drawn on the device that computed them, all
+    /// at once, so that no logits have to come to the host. `None` for a row where no token can be drawn,
+    /// whose logits say why; for all when the model runs on the CPU or the kernels do not take the
+    /// vocabulary.
     #[cfg_attr(not(feature = "cuda"), expect(unused_variables, reason = "the CPU draws elsewhere"))]
-    pub(crate) fn draw(&self, logits: &Tensor, draw: &Draw<'_>) -> Result<Option<u32>> {
+    pub(crate) fn draw(&self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Option<u32>>> {
         match &self.engine {
-            Engine::Cpu(_) => Ok(None),
+            Engine::Cpu(_) => Ok(vec![None; draws.len()]),
             #[cfg(feature = "cuda")]
-            Engine::Cuda(..) if self.config.vocab_size > cuda::MAX_VOCAB => Ok(None),
+            Engine::Cuda(..) if self.config.vocab_size > cuda::MAX_VOCAB => {
+                Ok(vec![None; draws.len()])
+            }
             #[cfg(feature = "cuda")]
             engine @ Engine::Cuda(..) => {
-                let drawn = ops::sample(engine, logits, std::slice::from_ref(draw))?;
-                let token = drawn.flatten_all()?.to_vec1()?[0];
-                Ok(Some(token).filter(|&token| (token as usize) < self.config.vocab_size))
+                let drawn = ops::sample(engine, logits, draws)?.flatten_all()?.to_vec1()?;
+                let is_token = |token: &u32| (*token as usize) < self.config.vocab_size;
+                let tokens = drawn.into_iter().take(draws.len());
+                Ok(tokens.map(|token| Some(token).filter(is_token)).collect())
             }
         }
     }

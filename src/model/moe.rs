@@ -62,7 +62,11 @@ impl Moe {
         let Step { engine, rows, .. } = step;
         let logits = self.router.forward(x, engine)?; // [T, E]
         let routing = ops::topk_softmax(engine, &logits, rows, self.experts_per_token)?; // [2, T, k]
-        let a = ops::moe_gate_up(engine, x, &routing, self.gate_up_proj.projection(), self.swiglu)?; // [T·k, I]
-        Ok(ops::moe_down(engine, &a, &routing, self.down_proj.projection())?) // [T, H]
+        let experts = ops::Experts {
+            gate_up: self.gate_up_proj.projection(),
+            down: self.down_proj.projection(),
+            swiglu: self.swiglu,
+        };
+        Ok(ops::moe(engine, x, &routing, experts)?) // [T, H]
     }
 }

@@ -16,7 +16,7 @@
 //! batch grows, recordings of half as many rows may keep what they had before.
 
 use super::page_tables::PageTables;
-use super::{Batch, GptOss, Tensor};
+use super::{Activations, Batch, GptOss, Tensor};
 use crate::cache::{CacheIdentity, KvCache, Sequence};
 use crate::kernels::cuda::{self, MOST_RECORDED_ROWS, Recording};
 use crate::ops::{self, DeviceRows, DeviceTables, Engine, Extents, HostRows, Rows, Tables};
@@ -103,11 +103,11 @@ struct Step {
 
 impl Replay {
     /// For a model on `device`.
-    pub(super) fn new(device: &CudaDevice) -> Result<Replay> {
+    pub(super) fn new(device: &CudaDevice, activations: Activations) -> Result<Replay> {
         let ordinal = device.cuda_stream().context().ordinal();
         let stream = cuda::between_recordings(|| CudaDevice::new_with_stream(ordinal))?;
         cuda::prepare(&stream.cuda_stream())?;
-        let recorder = ManuallyDrop::new(Engine::on(&stream)?);
+        let recorder = ManuallyDrop::new(Engine::on(&stream, activations)?);
         Ok(Replay { recorder, steps: Mutex::default() })
     }
 

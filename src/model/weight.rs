@@ -110,9 +110,11 @@ impl DenseWeight {
     }
 }
 
-/// The matrices of one projection of a layer's experts, as stored.
+/// The matrices of one projection of a layer's experts: as stored, or packed on a device.
 enum ExpertWeight {
     Stored(ExpertTensors),
+    #[cfg(feature = "cuda")]
+    CudaPacked(CudaSlice<u8>),
     #[cfg(feature = "cuda")]
     CudaMxfp4(CudaSlice<u8>, CudaSlice<u8>),
     #[cfg(feature = "cuda")]
@@ -149,7 +151,11 @@ impl ExpertWeights {
         if let ExpertWeight::Stored(weight) = &self.weight {
             self.weight = match weight {
                 ExpertTensors::Mxfp4 { blocks, scales } => {
-                    ExpertWeight::CudaMxfp4(to.copy(blocks.bytes())?, to.copy(scales.bytes())?)
+                    let (blocks, scales) = (blocks.bytes(), scales.bytes());
+                    match to.packed(blocks, scales, self.shape)? {
+                        Some(packed) => ExpertWeight::CudaPacked(packed),
+                        None => ExpertWeight::CudaMxfp4(to.copy(blocks)?, to.copy(scales)?),
+                    }
                 }
                 ExpertTensors::Bf16(weight) => ExpertWeight::CudaBf16(to.copy(weight.bf16())?),
             };
@@ -166,6 +172,8 @@ impl ExpertWeights {
             ExpertWeight::Stored(ExpertTensors::Bf16(weight)) => {
                 ExpertMatrices::Host(Experts::Bf16(weight.bf16()))
             }
+            #[cfg(feature = "cuda")]
+            ExpertWeight::CudaPacked(packed) => ExpertMatrices::CudaPacked(packed),
             #[cfg(feature = "cuda")]
             ExpertWeight::CudaMxfp4(blocks, scales) => ExpertMatrices::CudaMxfp4(blocks, scales),
             #[cfg(feature = "cuda")]

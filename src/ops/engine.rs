@@ -1,5 +1,7 @@
 //! Where a model runs, and the weights that its ops read there.
 
+#[cfg(feature = "cuda")]
+use crate::kernels::Activations;
 use crate::kernels::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::kernels::cuda::{self, Cuda, cudarc::driver::CudaSlice, cudarc::driver::CudaView};
@@ -38,9 +40,12 @@ impl std::fmt::Display for Engine {
 impl Engine {
     /// The kernels on the stream of `device`.
     #[cfg(feature = "cuda")]
-    pub(crate) fn on(device: &CudaDevice) -> std::result::Result<Engine, cuda::CudaError> {
+    pub(crate) fn on(
+        device: &CudaDevice,
+        activations: Activations,
+    ) -> std::result::Result<Engine, cuda::CudaError> {
         let cuda = Cuda::new(device.cuda_stream(), device.cublas_handle())?;
-        Ok(Engine::Cuda(cuda, device.clone()))
+        Ok(Engine::Cuda(cuda.with_activations(activations), device.clone()))
     }
 
     /// The kernels for tensors in host memory.
@@ -155,7 +160,10 @@ impl<'a> Matrix<'a> {
 pub(crate) enum ExpertMatrices<'a> {
     /// In host memory.
     Host(Experts<'a>),
-    /// MXFP4 on a CUDA device: blocks and scales.
+    /// MXFP4 on a CUDA device, packed.
+    #[cfg(feature = "cuda")]
+    CudaPacked(&'a CudaSlice<u8>),
+    /// MXFP4 on a CUDA device as stored: blocks and scales.
     #[cfg(feature = "cuda")]
     CudaMxfp4(&'a CudaSlice<u8>, &'a CudaSlice<u8>),
     /// BF16 on a CUDA device.
@@ -176,6 +184,7 @@ impl<'a> ExpertMatrices<'a> {
     pub(super) fn cuda(self) -> Result<cuda::CudaExperts<'a>> {
         match self {
             ExpertMatrices::Host(_) => bail!("weights in host memory, a tensor on a CUDA device"),
+            ExpertMatrices::CudaPacked(packed) => Ok(cuda::CudaExperts::Packed(packed.as_view())),
             ExpertMatrices::CudaMxfp4(blocks, scales) => {
                 Ok(cuda::CudaExperts::Mxfp4 { blocks: blocks.as_view(), scales: scales.as_view() })
             }

@@ -39,7 +39,7 @@ pub(crate) use embedding::embedding;
 pub(crate) use engine::{Engine, ExpertMatrices, Matrix, Slice};
 pub(crate) use gather_rows::gather_rows;
 pub(crate) use matmul::{Projection, matmul, matmul_each};
-pub(crate) use moe::{ExpertProjection, moe_down, moe_gate_up};
+pub(crate) use moe::{ExpertProjection, Experts, moe};
 pub(crate) use rms_norm::{add_rms_norm, rms_norm};
 pub(crate) use rope_kv_write::{CacheWrite, rope_kv_write};
 pub(crate) use rows::{HostRows, Rows, Tables};

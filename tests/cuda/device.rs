@@ -1,6 +1,7 @@
 //! The device under test, inputs on it that must not change, outputs on it between canaries.
 
 use candle_core::Device;
+use gpt_oss_puzzle::kernels::Activations;
 use gpt_oss_puzzle::kernels::cuda::cudarc::driver::{
     CudaSlice, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits,
 };
@@ -8,9 +9,10 @@ use gpt_oss_puzzle::kernels::cuda::{Cuda, CudaError};
 use std::io::Write;
 use std::sync::OnceLock;
 
-/// What tests run on.
+/// What tests run on: one stream, with activations as they are and rounded to bf16.
 pub struct Gpu {
     pub cuda: Cuda,
+    pub rounded: Cuda,
 }
 
 /// Device 0, or `None` when this machine has none, which `REQUIRE_CUDA` makes a failure.
@@ -28,8 +30,8 @@ pub fn device() -> Option<&'static Gpu> {
             }
         };
         let device = device.as_cuda_device().unwrap();
-        let cuda = Cuda::new(device.cuda_stream(), device.cublas_handle()).unwrap();
-        Some(Gpu { cuda })
+        let cuda = || Cuda::new(device.cuda_stream(), device.cublas_handle()).unwrap();
+        Some(Gpu { cuda: cuda(), rounded: cuda().with_activations(Activations::Bf16) })
     };
     DEVICE.get_or_init(open).as_ref()
 }

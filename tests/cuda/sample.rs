@@ -56,8 +56,8 @@ impl Case {
             biases =
                 ids(rng, 20).iter().map(|&id| (id, [5.0, -1e9, 0.1, 3e38][rng.below(4)])).collect();
         }
-        // Some masks end before the vocabulary does.
-        let words = vocab.div_ceil(32).saturating_sub(rng.below(2)).max(1);
+        // Some masks end before the vocabulary does, some behind it.
+        let words = (vocab.div_ceil(32) + rng.below(4)).saturating_sub(2).max(1);
         let allowed = mask.then(|| (0..words).map(|_| rng.bits() as u32 | 1).collect());
         Case { draw, seen, bias: biases, allowed }
     }
@@ -146,8 +146,8 @@ fn the_reference_has_the_candidates_of_the_sampler() {
 fn a_draw_is_the_references() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(2);
-    for vocab in [1, 2, 31, 2047, 2048, 2049, 5003] {
-        // More rows than are worked on together.
+    // Around the ends of pieces and of parts of a row.
+    for vocab in [1, 2, 31, 2047, 2048, 2049, 5003, 8191, 8192, 8193] {
         let cases: Vec<Case> = (0..19).map(|_| Case::random(&mut rng, vocab)).collect();
         let draws: Vec<Draw<'_>> = cases.iter().map(Case::draw).collect();
         let all: Vec<f32> = (0..19).flat_map(|_| logits(&mut rng, vocab)).collect();
@@ -160,6 +160,49 @@ fn a_draw_is_the_references() {
         assert_eq!((alone[0], logprob[0].to_bits()), (tokens[17], logprobs[17].to_bits()), "alone");
         assert_eq!(run(gpu, &all, &draws).0, tokens, "again");
     }
+}
+
+/// More rows than are worked on together, no two of them alike.
+#[test]
+fn a_row_does_not_depend_on_others() {
+    let Some(gpu) = device() else { return };
+    let (mut rng, vocab, rows) = (Rng(5), 9001, 67);
+    let cases: Vec<Case> = (0..rows).map(|_| Case::random(&mut rng, vocab)).collect();
+    let draws: Vec<Draw<'_>> = cases.iter().map(Case::draw).collect();
+    let all: Vec<f32> = (0..rows).flat_map(|_| logits(&mut rng, vocab)).collect();
+    let (tokens, logprobs) = run(gpu, &all, &draws);
+    for (row, logits) in all.chunks(vocab).enumerate() {
+        let what = format!("{row}: {:?}", cases[row].draw);
+        assert_drawn(tokens[row], logprobs[row], logits, &draws[row], &what);
+        let (token, logprob) = run(gpu, logits, &draws[row..row + 1]);
+        let together = (tokens[row], logprobs[row].to_bits());
+        assert_eq!((token[0], logprob[0].to_bits()), together, "{what}");
+    }
+}
+
+/// The last number that draws a token is the same, to the bit, alone and in company: so are all sums.
+#[test]
+fn sums_do_not_depend_on_others() {
+    let Some(gpu) = device() else { return };
+    let (mut rng, vocab) = (Rng(10), 9001);
+    let logits: Vec<f32> = rng.floats(vocab).iter().map(|x| x * 4.0).collect();
+    let draw = |bits| Draw { uniform: f64::from_bits(bits), top_p: 0.99, ..Draw::default() };
+    let (mut low, mut high) = (0.5f64.to_bits(), 0.75f64.to_bits());
+    let first = run(gpu, &logits, &[draw(low)]).0[0];
+    while high - low > 1 {
+        let step = (high - low).div_ceil(16);
+        let bits: Vec<u64> = (1..16).map(|i| low + i * step).take_while(|b| *b < high).collect();
+        let draws: Vec<Draw<'_>> = bits.iter().map(|&bits| draw(bits)).collect();
+        let tokens = run(gpu, &logits.repeat(draws.len()), &draws).0;
+        for (&bits, token) in bits.iter().zip(tokens).rev() {
+            match token == first {
+                true => low = low.max(bits),
+                false => high = bits,
+            }
+        }
+    }
+    assert_eq!(run(gpu, &logits, &[draw(low)]).0[0], first);
+    assert_ne!(run(gpu, &logits, &[draw(high)]).0[0], first);
 }
 
 /// One draw from the middle of each candidate's share gives the candidates, all of them and in order.
@@ -212,6 +255,94 @@ fn a_full_vocabulary() {
             &format!("{:?}", cases[row].draw),
         );
     }
+}
+
+/// Half of the vocabulary and more is in the nucleus, and what decides is in the midst of it.
+#[test]
+fn wide_nuclei_of_a_full_vocabulary() {
+    let Some(gpu) = device() else { return };
+    let (mut rng, vocab) = (Rng(6), 201_088);
+    let logits: Vec<f32> = rng.floats(vocab).iter().map(|x| x * 3.0).collect();
+    let all = Draw { temperature: 1.5, uniform: 0.97, ..Draw::default() };
+    let draws = [
+        Draw { uniform: 0.5, ..all },
+        Draw { top_p: 0.9999, ..all },
+        Draw { top_k: 150_000, top_p: 0.95, min_p: 0.05, ..all },
+    ];
+    let (tokens, logprobs) = run(gpu, &logits.repeat(draws.len()), &draws);
+    for (row, draw) in draws.iter().enumerate() {
+        assert_drawn(tokens[row], logprobs[row], &logits, draw, &format!("{draw:?}"));
+    }
+}
+
+#[test]
+fn a_full_vocabulary_of_equals() {
+    let Some(gpu) = device() else { return };
+    let vocab = 201_088;
+    let draw = Draw { temperature: 0.3, uniform: 0.7, ..Draw::default() };
+    let half = Draw { top_k: 100_000, top_p: 0.5, min_p: 1.0, ..draw };
+    let draws = [draw, half, Draw { temperature: 0.0, ..draw }];
+    let (tokens, logprobs) = run(gpu, &vec![-2.5; draws.len() * vocab], &draws);
+    assert_eq!(tokens, [(0.7 * 201_088.0) as u32, 35_000, 0]);
+    assert!(logprobs.iter().all(|l| (l + 201_088f32.ln()).abs() < 1e-5), "{logprobs:?}");
+}
+
+/// More tokens in one bin than are collected, all with scores of their own or hardly any.
+#[test]
+fn cuts_through_a_crowd() {
+    let Some(gpu) = device() else { return };
+    let (mut rng, vocab) = (Rng(7), 20_011);
+    for width in [1e-3, 1e-6] {
+        let mut logits: Vec<f32> = rng.floats(vocab).iter().map(|x| x * width - 1.0).collect();
+        (logits[77], logits[78]) = (0.0, -60.0);
+        let draw = Draw { uniform: 0.6, ..Draw::default() };
+        let draws = [
+            draw,
+            Draw { top_k: 9_000, ..draw },
+            Draw { top_p: 0.3, ..draw },
+            // Half of the crowd, but for a few.
+            Draw { min_p: (-1.0f64 + f64::from(width) / 16.0).exp(), ..draw },
+            Draw { top_k: 15_000, top_p: 0.8, min_p: (-1.0f64).exp(), ..draw },
+        ];
+        let (tokens, logprobs) = run(gpu, &logits.repeat(draws.len()), &draws);
+        for (row, draw) in draws.iter().enumerate() {
+            assert_drawn(tokens[row], logprobs[row], &logits, draw, &format!("{width} {draw:?}"));
+        }
+    }
+}
+
+#[test]
+fn temperatures_from_one_end_to_the_other() {
+    let Some(gpu) = device() else { return };
+    let (mut rng, vocab) = (Rng(8), 90);
+    let temperatures = [1e-310, 1e-40, 1e-3, 0.02, 1e2, 1e6, 1e20, 1e39, 1e300];
+    let uniforms = [0.0, 0.3, 0.99];
+    for (scale, top_k) in [(1.0, 0), (1e38, 0), (1.0, 60), (1e-30, 5)] {
+        let logits: Vec<f32> = rng.floats(vocab).iter().map(|x| x * scale).collect();
+        let draw = |temperature| {
+            let draw = Draw { temperature, top_k, ..Draw::default() };
+            uniforms.map(|uniform| Draw { uniform, ..draw })
+        };
+        let draws: Vec<Draw<'_>> = temperatures.into_iter().flat_map(draw).collect();
+        let (tokens, logprobs) = run(gpu, &logits.repeat(draws.len()), &draws);
+        for (row, draw) in draws.iter().enumerate() {
+            assert_drawn(tokens[row], logprobs[row], &logits, draw, &format!("{scale} {draw:?}"));
+        }
+    }
+}
+
+/// Numbers from 0 to 1 at equal distances draw every token as often as it is probable.
+#[test]
+fn a_sweep_of_the_uniform() {
+    let Some(gpu) = device() else { return };
+    let (mut rng, vocab, rows) = (Rng(9), 12, 250);
+    let logits = logits(&mut rng, vocab);
+    let draw = |row| Draw { uniform: f64::from(row) / 250.0, top_p: 0.98, ..Draw::default() };
+    let draws: Vec<Draw<'_>> = (0..rows).map(draw).collect();
+    let (tokens, _) = run(gpu, &logits.repeat(draws.len()), &draws);
+    let want: Vec<u32> =
+        draws.iter().map(|draw| reference::sample(&logits, draw).unwrap().token).collect();
+    assert_eq!(tokens, want);
 }
 
 #[test]

@@ -6,14 +6,23 @@ use super::attention::{Cache, FORMATS};
 use crate::common::*;
 use gpt_oss_puzzle::kernels::cpu::Cpu;
 use gpt_oss_puzzle::kernels::{
-    Dense, ExpertShape, HeadShape, KvFormat, Q8_BLOCK, SwigluParams, reference,
+    Activations, Dense, ExpertShape, HeadShape, KvFormat, Q8_BLOCK, SwigluParams, reference,
 };
 use proptest::prelude::*;
 use std::sync::LazyLock;
 
-/// Pools of several sizes: 16 threads split the attention of few rows by partition.
-fn pools() -> &'static [Vec<Cpu>; 3] {
-    static POOLS: LazyLock<[Vec<Cpu>; 3]> = LazyLock::new(|| [1, 2, 16].map(on_threads));
+/// Every tier on pools of one size.
+type Pool = Vec<Cpu>;
+
+/// Pools of several sizes: 16 threads split the attention of few rows by partition. The second three
+/// round the activations of products.
+fn pools() -> &'static [[Pool; 3]; 2] {
+    static POOLS: LazyLock<[[Pool; 3]; 2]> = LazyLock::new(|| {
+        [Activations::Exact, Activations::Bf16].map(|activations| {
+            let of = |cpu: Cpu| cpu.with_activations(activations);
+            [1, 2, 16].map(|threads| on_threads(threads).into_iter().map(of).collect())
+        })
+    });
     &POOLS
 }
 
@@ -22,9 +31,10 @@ fn row(x: &[f32], t: usize, width: usize) -> &[f32] {
     &x[t * width..(t + 1) * width]
 }
 
-/// Runs `kernel(cpu, rows, out)` with all rows at once on every pool, with reversed rows, and with
-/// each row alone, and asserts equal bits. `kernel` writes `width` values for each row it is given.
-fn assert_row_invariant(
+/// Runs `kernel(cpu, rows, out)` with all rows at once on every one of `pools`, with reversed rows, and
+/// with each row alone, and asserts equal bits. `kernel` writes `width` values for each row it is given.
+fn assert_row_invariant_on(
+    pools: &[Pool; 3],
     rows: usize,
     width: usize,
     what: &str,
@@ -32,23 +42,46 @@ fn assert_row_invariant(
 ) {
     let forward: Vec<usize> = (0..rows).collect();
     let reversed: Vec<usize> = (0..rows).rev().collect();
-    for tier in 0..pools()[0].len() {
-        let what = format!("{what} on {:?}", pools()[0][tier].isa());
+    for tier in 0..pools[0].len() {
+        let (isa, activations) = (pools[0][tier].isa(), pools[0][tier].activations());
+        let what = format!("{what} on {isa:?}, {activations:?} activations");
         let run = |cpu: &Cpu, rows: &[usize]| {
             guarded(rows.len() * width, 1, |out| kernel(cpu, rows, out))
         };
-        let want = run(&pools()[0][tier], &forward);
-        for pool in &pools()[1..] {
+        let want = run(&pools[0][tier], &forward);
+        for pool in &pools[1..] {
             let what = format!("{what} with {} threads", pool[tier].threads());
             assert_same_bits(&run(&pool[tier], &forward), &want, &what);
         }
-        let backwards = run(&pools()[2][tier], &reversed);
+        let backwards = run(&pools[2][tier], &reversed);
         for t in 0..rows {
-            let alone = run(&pools()[t % 3][tier], &[t]);
+            let alone = run(&pools[t % 3][tier], &[t]);
             assert_same_bits(&alone, row(&want, t, width), &format!("{what}, row {t} alone"));
             let moved = row(&backwards, rows - 1 - t, width);
             assert_same_bits(moved, row(&want, t, width), &format!("{what}, row {t} moved"));
         }
+    }
+}
+
+/// The same on the pools whose products are exact, for what is no product.
+fn assert_row_invariant(
+    rows: usize,
+    width: usize,
+    what: &str,
+    kernel: impl Fn(&Cpu, &[usize], &mut [f32]),
+) {
+    assert_row_invariant_on(&pools()[0], rows, width, what, kernel);
+}
+
+/// The same for a product, whatever it makes of its activations.
+fn assert_product_row_invariant(
+    rows: usize,
+    width: usize,
+    what: &str,
+    product: impl Fn(&Cpu, &[usize], &mut [f32]),
+) {
+    for pools in pools() {
+        assert_row_invariant_on(pools, rows, width, what, &product);
     }
 }
 
@@ -70,13 +103,13 @@ fn dense(p: &DenseProblem) {
     let mut rng = Rng(seed);
     let (w, x) = (rng.bf16s(rows * cols), rng.floats(tokens * cols));
     let bias = rng.floats(rows);
-    assert_row_invariant(tokens, rows, &format!("matmul {p:?}"), |cpu, picked, out| {
+    assert_product_row_invariant(tokens, rows, &format!("matmul {p:?}"), |cpu, picked, out| {
         cpu.matmul(out, Dense::Bf16(&w), &pick(&x, picked, cols), Some(&bias), rows, cols);
     });
     let whole = cols.next_multiple_of(Q8_BLOCK);
     let (quants, scales) = reference::q8_encode(&rng.bf16s(rows * whole));
     let (q8, long) = (Dense::Q8 { quants: &quants, scales: &scales }, rng.floats(tokens * whole));
-    assert_row_invariant(tokens, rows, &format!("q8 matmul {p:?}"), |cpu, picked, out| {
+    assert_product_row_invariant(tokens, rows, &format!("q8 matmul {p:?}"), |cpu, picked, out| {
         cpu.matmul(out, q8, &pick(&long, picked, whole), Some(&bias), rows, whole);
     });
     assert_row_invariant(tokens, cols, &format!("rms_norm {p:?}"), |cpu, picked, out| {
@@ -105,12 +138,17 @@ fn experts(p: &ExpertProblem) {
     let indices: Vec<u32> = (0..tokens * k).map(|_| rng.below(experts) as u32).collect();
     let x = rng.floats(tokens * shape.cols);
     let swiglu = SwigluParams { alpha: 1.702, limit: 7.0 };
-    assert_row_invariant(tokens, k * pairs, &format!("gate_up {p:?}"), |cpu, picked, out| {
-        let (x, indices) = (pick(&x, picked, shape.cols), pick(&indices, picked, k));
-        cpu.moe_gate_up(out, w.view(), &bias, shape, &x, &indices, k, swiglu);
-    });
+    assert_product_row_invariant(
+        tokens,
+        k * pairs,
+        &format!("gate_up {p:?}"),
+        |cpu, picked, out| {
+            let (x, indices) = (pick(&x, picked, shape.cols), pick(&indices, picked, k));
+            cpu.moe_gate_up(out, w.view(), &bias, shape, &x, &indices, k, swiglu);
+        },
+    );
     let (a, weights) = (rng.floats(tokens * k * shape.cols), rng.floats(tokens * k));
-    assert_row_invariant(tokens, shape.rows, &format!("down {p:?}"), |cpu, picked, out| {
+    assert_product_row_invariant(tokens, shape.rows, &format!("down {p:?}"), |cpu, picked, out| {
         let (a, weights) = (pick(&a, picked, k * shape.cols), pick(&weights, picked, k));
         let indices = pick(&indices, picked, k);
         cpu.moe_down(out, w.view(), &bias, shape, &a, &indices, &weights, k);

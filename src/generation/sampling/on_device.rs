@@ -1,64 +1,94 @@
-//! Drawing a token where the logits are: on the model's device.
+//! Drawing tokens where the logits are: on the model's device.
 
 use super::{Sampler, TokenSet};
 use crate::Result;
 use crate::model::{Draw, GptOss, Tensor};
 
-impl Sampler {
-    /// As [`sample_from`](Self::sample_from), of the `logits: [1, V]` of a `model` on a device, where they
-    /// stay. The steps are the same, the draw is another: one number decides among all candidates. `None`
-    /// where there is no token to be drawn.
-    pub(in crate::generation) fn sample_on(
-        &mut self,
-        model: &GptOss,
-        logits: &Tensor,
-        allowed: Option<&TokenSet>,
-        forbidden: &[u32],
-    ) -> Result<Option<u32>> {
-        let params = &self.params;
-        let penalties = self.penalties();
-        let [repetition_penalty, presence_penalty, frequency_penalty] =
-            penalties.unwrap_or([1.0, 0.0, 0.0]);
-        let seen: Vec<(u32, u32)> = match penalties {
-            Some(_) => self.seen.iter().map(|(&id, &count)| (id, count)).collect(),
+/// Who draws from one row of a step's logits, and from what.
+pub(in crate::generation) struct DrawRow<'a> {
+    pub(in crate::generation) sampler: &'a mut Sampler,
+    /// The tokens there is a choice of, if not of all.
+    pub(in crate::generation) allowed: Option<&'a TokenSet>,
+    /// Tokens that are not to be drawn.
+    pub(in crate::generation) forbidden: &'a [u32],
+}
+
+/// As [`Sampler::sample_from`], a token of each row of the `logits: [R, V]` of a `model` on a device, where
+/// they stay: all rows go there and come back together. The steps are the same, the draw is another: one
+/// number decides among all candidates. `None` where there is no token to be drawn.
+pub(in crate::generation) fn draw_rows(
+    model: &GptOss,
+    logits: &Tensor,
+    rows: &mut [DrawRow<'_>],
+) -> Result<Vec<Option<u32>>> {
+    let vocab_size = model.config().vocab_size;
+    let prepared = rows.iter_mut().map(|row| Prepared::new(row, vocab_size));
+    let prepared = prepared.collect::<Result<Vec<_>>>()?;
+    let draws: Vec<Draw<'_>> =
+        rows.iter().zip(&prepared).map(|(row, lists)| lists.draw(row.sampler)).collect();
+    let ids = model.draw(logits, &draws)?;
+    for (row, id) in rows.iter_mut().zip(&ids) {
+        id.iter().for_each(|&id| row.sampler.note(id));
+    }
+    Ok(ids)
+}
+
+/// What a [`Draw`] borrows, and its number.
+struct Prepared {
+    seen: Vec<(u32, u32)>,
+    bias: Vec<(u32, f32)>,
+    mask: Option<Vec<u32>>,
+    uniform: f64,
+}
+
+impl Prepared {
+    fn new(row: &mut DrawRow<'_>, vocab_size: usize) -> Result<Prepared> {
+        let sampler = &mut *row.sampler;
+        let uniform = match sampler.params.temperature {
+            Some(0.0) => 0.0,
+            _ => sampler.uniform()?,
+        };
+        let seen = match sampler.penalties() {
+            Some(_) => sampler.seen.iter().map(|(&id, &count)| (id, count)).collect(),
             None => Vec::new(),
         };
-        let bias: Vec<(u32, f32)> =
-            params.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
-        let mask = (allowed.is_some() || !forbidden.is_empty()).then(|| {
-            let mut mask = match allowed {
+        let bias = sampler.params.logit_bias.iter().map(|(&id, &bias)| (id, bias)).collect();
+        let mask = (row.allowed.is_some() || !row.forbidden.is_empty()).then(|| {
+            let mut mask = match row.allowed {
                 Some(allowed) => allowed.words().to_vec(),
-                None => vec![u32::MAX; model.config().vocab_size.div_ceil(32)],
+                None => vec![u32::MAX; vocab_size.div_ceil(32)],
             };
-            for id in forbidden {
+            for id in row.forbidden {
                 if let Some(word) = mask.get_mut(*id as usize / 32) {
                     *word &= !(1 << (id % 32));
                 }
             }
             mask
         });
-        let temperature = params.temperature.unwrap_or(1.0);
-        let (top_k, top_p) = (params.top_k.unwrap_or(0), params.top_p.unwrap_or(1.0));
-        let min_p = params.min_p.unwrap_or(0.0);
-        let uniform = if temperature == 0.0 { 0.0 } else { self.uniform()? };
-        let draw = Draw {
-            temperature,
-            top_k,
-            top_p,
-            min_p,
+        Ok(Prepared { seen, bias, mask, uniform })
+    }
+
+    fn draw(&self, sampler: &Sampler) -> Draw<'_> {
+        let params = &sampler.params;
+        let [repetition_penalty, presence_penalty, frequency_penalty] =
+            sampler.penalties().unwrap_or([1.0, 0.0, 0.0]);
+        Draw {
+            temperature: params.temperature.unwrap_or(1.0),
+            top_k: params.top_k.unwrap_or(0),
+            top_p: params.top_p.unwrap_or(1.0),
+            min_p: params.min_p.unwrap_or(0.0),
             repetition_penalty,
             presence_penalty,
             frequency_penalty,
-            seen: &seen,
-            bias: &bias,
-            allowed: mask.as_deref(),
-            uniform,
-        };
-        let id = model.draw(logits, &draw)?;
-        id.into_iter().for_each(|id| self.note(id));
-        Ok(id)
+            seen: &self.seen,
+            bias: &self.bias,
+            allowed: self.mask.as_deref(),
+            uniform: self.uniform,
+        }
     }
+}
 
+impl Sampler {
     /// A number in 0..1 of 50 bits.
     fn uniform(&mut self) -> Result<f64> {
         const BITS: usize = 10;

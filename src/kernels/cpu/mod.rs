@@ -5,6 +5,7 @@
 //! shared by all tiers. Splitting never changes a result: the order of every sum is a property of the
 //! tier, not of the split.
 
+mod activations;
 mod attention;
 #[cfg(all(target_arch = "x86_64", not(portable)))]
 mod avx2;
@@ -31,8 +32,8 @@ pub use isa::Isa;
 pub use parallel::Pool;
 
 use super::{
-    AttentionRows, Dense, ExpertShape, Experts, HeadShape, KvFormat, MXFP4_BLOCK, Q8_BLOCK,
-    SwigluParams, elements,
+    Activations, AttentionRows, Dense, ExpertShape, Experts, HeadShape, KvFormat, MXFP4_BLOCK,
+    Q8_BLOCK, SwigluParams, elements,
 };
 use half::bf16;
 use shares::Shares;
@@ -50,6 +51,7 @@ const SMALL: usize = 1 << 15;
 pub struct Cpu {
     kernels: Kernels,
     pool: Pool,
+    activations: Activations,
 }
 
 /// More than the cores of any machine.
@@ -78,17 +80,32 @@ impl Cpu {
         let cap = std::env::var_os("MAX_CPU_ISA");
         let isa = Isa::detect(cap.as_deref().map(|cap| cap.to_string_lossy()).as_deref())?;
         let kernels = Kernels::of(isa).ok_or("no kernels for the detected tier")?;
-        Ok(Cpu { kernels, pool: Pool::new(threads) })
+        Ok(Cpu::of(kernels, threads))
     }
 
     /// The tier `isa`, whatever `MAX_CPU_ISA` says; `None` when this machine lacks it.
     pub fn with_isa(isa: Isa, threads: usize) -> Option<Cpu> {
-        Some(Cpu { kernels: Kernels::of(isa)?, pool: Pool::new(threads) })
+        Some(Cpu::of(Kernels::of(isa)?, threads))
+    }
+
+    fn of(kernels: Kernels, threads: usize) -> Cpu {
+        Cpu { kernels, pool: Pool::new(threads), activations: Activations::default() }
+    }
+
+    /// The same kernels, whose products take their activations as said.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Cpu {
+        Cpu { activations, ..self }
     }
 
     /// The tier in use.
     pub fn isa(&self) -> Isa {
         self.kernels.isa
+    }
+
+    /// What the products make of their activations.
+    pub fn activations(&self) -> Activations {
+        self.activations
     }
 
     /// Threads that share a call, the calling one included.
@@ -195,7 +212,7 @@ impl Cpu {
         }
         assert_eq!(out.len(), elements([t, rows]), "out");
         assert!(bias.is_none_or(|b| b.len() == rows), "bias");
-        dense::matmul(self, out, w, x, bias, rows, cols);
+        self.take(x, |x| dense::matmul(self, out, w, x, bias, rows, cols));
     }
 
     /// Rotates in place the pairs `(i, i + D/2)` of every head of `x: [T, heads, head_dim]` by row t of
@@ -311,7 +328,7 @@ impl Cpu {
         assert!(shape.rows.is_multiple_of(2), "rows of gate and up are {}", shape.rows);
         assert_eq!(x.len(), elements([indices.len() / k, shape.cols]), "x");
         assert_eq!(out.len(), elements([indices.len(), shape.rows / 2]), "out");
-        experts::gate_up(self, out, w, bias, shape, x, indices, k, swiglu);
+        self.take(x, |x| experts::gate_up(self, out, w, bias, shape, x, indices, k, swiglu));
     }
 
     /// The weighted sum of the chosen experts' outputs:
@@ -339,7 +356,7 @@ impl Cpu {
         assert_eq!(a.len(), elements([indices.len(), shape.cols]), "a");
         assert_eq!(weights.len(), indices.len(), "weights");
         assert_eq!(out.len(), elements([indices.len() / k, shape.rows]), "out");
-        experts::down(self, out, w, bias, shape, a, indices, weights, k);
+        self.take(a, |a| experts::down(self, out, w, bias, shape, a, indices, weights, k));
     }
 
     /// Stores row t of `k, v: [T, K, D]` at `slots[t]` (`page · 64 + row`), converted to `format`.

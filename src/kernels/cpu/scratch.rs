@@ -6,6 +6,7 @@ use std::thread::LocalKey;
 thread_local! {
     static CALL: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     static TASK: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static ACTIVATIONS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Floats of a cache line.
@@ -36,4 +37,9 @@ pub(super) fn call<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
 /// thread runs tasks too.
 pub(super) fn task<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     with(&TASK, len, f)
+}
+
+/// The same for the activations of one kernel call, which has a [`call`] inside.
+pub(super) fn activations<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    with(&ACTIVATIONS, len, f)
 }

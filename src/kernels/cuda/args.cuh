@@ -139,25 +139,6 @@ template <int N> __device__ __forceinline__ float block_sum(float v, float *shar
                  "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"                           \
                  : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                  \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
-#else
-template <class Widen>
-inline void mma_on_cpu(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Widen widen) {
-    struct Fragments {
-        uint32_t a[4], b[2];
-    } const mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-    const auto all = emulator::gather(mine);
-    const int g = int(emulator::lane()) / 4, c = int(emulator::lane()) % 4 * 2;
-    for (int i = 0; i < 4; i++) {
-        const int row = g + i / 2 * 8, column = c + i % 2;
-        for (int k = 0; k < 16; k += 2) {
-            const int quarter = k % 8 / 2, upper = k / 8;
-            const float2 x = widen(all.of_lane[row % 8 * 4 + quarter]->a[row / 8 + 2 * upper]);
-            const float2 y = widen(all.of_lane[column * 4 + quarter]->b[upper]);
-            d[i] += x.x * y.x + x.y * y.y;
-        }
-    }
-    __syncwarp();  // the fragments stay until every lane has read them
-}
 #endif
 
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
@@ -165,7 +146,7 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
 #if defined(__CUDACC__)
     MMA("bf16");
 #else
-    mma_on_cpu(d, a, b, bf16x2_to_f32);
+    emulator::mma(d, a, b, emulator::Format::bf16);
 #endif
 }
 
@@ -174,6 +155,6 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4],
 #if defined(__CUDACC__)
     MMA("f16");
 #else
-    mma_on_cpu(d, a, b, f16x2_to_f32);
+    emulator::mma(d, a, b, emulator::Format::f16);
 #endif
 }

@@ -76,6 +76,15 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
         if (clock64() - start > 1ll << 33) __trap();
 }
 
+// Whether this device has bulk copies.
+__device__ __forceinline__ bool has_bulk_copies() {
+#if __CUDA_ARCH__ >= 900
+    return true;
+#else
+    return false;
+#endif
+}
+
 // ---- bulk copies: one thread, 16-byte addresses and sizes, capability 9.0 ----
 
 // `bytes` of global memory to shared memory; they count for the phase that `barrier` is in.

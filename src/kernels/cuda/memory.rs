@@ -5,7 +5,9 @@ use super::cudarc::driver::{
     CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtrMut, DeviceRepr, DriverError,
     PinnedHostSlice, sys,
 };
+use super::moe_pack::Packing;
 use super::{Cuda, CudaError, between_recordings};
+use crate::kernels::ExpertShape;
 use std::sync::Arc;
 
 /// Transfers that go on at the same time, each in a stream of its own and fed by a thread of its own:
@@ -17,6 +19,9 @@ const BUFFERS: usize = 2;
 
 /// Bytes of a pinned buffer.
 const PIECE: usize = 16 << 20;
+
+/// Bytes of experts that are on the device as stored while they are packed, twice.
+const STAGED: usize = LANES * PIECE;
 
 /// Prepares the device of `stream` for steps that allocate and free on this stream alone.
 ///
@@ -70,9 +75,12 @@ fn pool(context: &CudaContext) -> Result<Option<sys::CUmemoryPool>, DriverError>
 
 /// Brings host memory to a device through pinned buffers, without a second copy of it on the host.
 pub struct Upload<'a> {
+    cuda: &'a Cuda,
     stream: Arc<CudaStream>,
     lanes: Vec<Lane>,
     done: u64,
+    /// Of what was brought, bytes that will come once more.
+    again: u64,
     progress: Box<dyn FnMut(u64) + 'a>,
 }
 
@@ -89,7 +97,7 @@ impl<'a> Upload<'a> {
     /// # Errors
     ///
     /// When the system refuses pinned memory.
-    pub fn new(cuda: &Cuda, progress: impl FnMut(u64) + 'a) -> Result<Upload<'a>, CudaError> {
+    pub fn new(cuda: &'a Cuda, progress: impl FnMut(u64) + 'a) -> Result<Upload<'a>, CudaError> {
         let context = cuda.stream().context();
         let lane = |_| {
             let buffer = |_| {
@@ -104,7 +112,7 @@ impl<'a> Upload<'a> {
         let lanes = between_recordings(lanes);
         let lanes = lanes.map_err(|e| CudaError::new("pinned memory for the weights", e))?;
         let (stream, progress) = (cuda.stream().clone(), Box::new(progress));
-        Ok(Upload { stream, lanes, done: 0, progress })
+        Ok(Upload { cuda, stream, lanes, done: 0, again: 0, progress })
     }
 
     /// A copy of `source` on the device, there once [`Upload::finish`] has returned.
@@ -126,6 +134,65 @@ impl<'a> Upload<'a> {
         let mut copy = unsafe { self.stream.alloc::<T>(bytes / size_of::<T>()) }.map_err(failed)?;
         let allocated = self.stream.record_event(None).map_err(failed)?;
         let start = copy.device_ptr_mut(&self.stream).0;
+        self.send(start, source, &allocated).map_err(failed)?;
+        Ok(copy)
+    }
+
+    /// The experts of `blocks` and `scales`, as `Experts::Mxfp4` has them, in the order in which they are
+    /// multiplied: `CudaExperts::Packed`. `None` when that cannot hold them; nothing was brought then, and
+    /// [`Upload::copy`] takes them as they are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Upload::copy`].
+    ///
+    /// # Panics
+    ///
+    /// When a length is not what the shape says.
+    pub fn packed(
+        &mut self,
+        blocks: &[u8],
+        scales: &[u8],
+        shape: ExpertShape,
+    ) -> Result<Option<CudaSlice<u8>>, CudaError> {
+        let Some(packing) = Packing::of(shape) else { return Ok(None) };
+        packing.check(blocks.len(), scales.len());
+        let failed = |e| CudaError::new(format!("{} bytes of experts", packing.bytes()), e);
+        let (tile_blocks, tile_scales) = packing.tile_bytes();
+        let part = (STAGED / (tile_blocks + tile_scales)).clamp(1, packing.tiles());
+        let mut packed = self.cuda.scratch::<u8>(packing.bytes())?;
+        let mut extreme = self.stream.alloc_zeros::<u32>(1).map_err(failed)?;
+        // One is filled while the other is packed. What is packed was waited for, so only an error can free
+        // them while something is on its way there, and `send` waits then.
+        let stage = |_| -> Result<_, CudaError> {
+            let memory = self.cuda.scratch::<u8>(part * (tile_blocks + tile_scales))?;
+            Ok((memory, self.stream.record_event(None).map_err(failed)?))
+        };
+        let mut stages = [stage(0)?, stage(1)?];
+        let parts = blocks.chunks(part * tile_blocks).zip(scales.chunks(part * tile_scales));
+        for (number, (blocks, scales)) in parts.enumerate() {
+            let (stage, free) = &mut stages[number % 2];
+            let (to, behind) = (stage.device_ptr_mut(&self.stream).0, blocks.len() as u64);
+            self.send(to, blocks, free).map_err(failed)?;
+            self.send(to + behind, scales, free).map_err(failed)?;
+            for lane in &self.lanes {
+                let sent = lane.stream.record_event(None).map_err(failed)?;
+                self.stream.wait(&sent).map_err(failed)?;
+            }
+            let (of_blocks, of_scales) = stage.split_at(blocks.len());
+            let first = number * part;
+            self.cuda.pack(&mut packed, &mut extreme, &of_blocks, &of_scales, packing, first)?;
+            *free = self.stream.record_event(None).map_err(failed)?;
+        }
+        if self.stream.clone_dtoh(&extreme).map_err(failed)? == [0] {
+            return Ok(Some(packed));
+        }
+        self.again += (blocks.len() + scales.len()) as u64;
+        Ok(None)
+    }
+
+    /// Starts the transfer of `source` to the address `start`, behind `after`.
+    fn send(&mut self, start: u64, source: &[u8], after: &CudaEvent) -> Result<(), DriverError> {
         let lanes = self.lanes.len();
         for (round, part) in source.chunks(lanes * PIECE).enumerate() {
             let start = start + (round * lanes * PIECE) as u64;
@@ -135,7 +202,7 @@ impl<'a> Upload<'a> {
             let last = work.pop();
             let sent = std::thread::scope(|scope| {
                 let send = |(lane, (to, piece)): (&mut Lane, (u64, &[u8]))| {
-                    lane.stream.wait(&allocated)?;
+                    lane.stream.wait(after)?;
                     lane.send(to, piece)
                 };
                 let others: Vec<_> =
@@ -144,16 +211,18 @@ impl<'a> Upload<'a> {
                 others.into_iter().try_for_each(|lane| lane.join().expect("no lane panics"))
             });
             if let Err(error) = sent {
-                // The copy is freed on the way out, so nothing may be on its way there.
-                self.wait().map_err(failed)?;
-                return Err(failed(error));
+                // The memory is freed on the way out, so nothing may be on its way there.
+                self.wait()?;
+                return Err(error);
             }
-            self.done += part.len() as u64;
+            let again = self.again.min(part.len() as u64);
+            self.again -= again;
+            self.done += part.len() as u64 - again;
             (self.progress)(self.done);
         }
         // So that small tensors, of one piece, do not all wait for the same lane.
         self.lanes.rotate_left(1);
-        Ok(copy)
+        Ok(())
     }
 
     /// Waits until everything is there.

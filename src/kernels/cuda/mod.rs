@@ -19,7 +19,9 @@ mod matmul;
 mod matmul_q8;
 mod memory;
 mod moe;
-mod moe_grouped;
+mod moe_few;
+mod moe_pack;
+mod moe_route;
 mod recording;
 mod rms_norm;
 mod sample;
@@ -30,7 +32,9 @@ mod topk;
 pub use attention::{AttentionBlocks, MAX_HEAD_DIM, RowsOnDevice};
 pub use matmul::{CudaDense, FEW_ROWS, Projection};
 pub use memory::{Upload, free_memory, prepare};
-pub use moe::CudaExperts;
+pub use moe::{CudaExperts, CudaMoe, CudaProjection};
+pub use moe_pack::Packing;
+pub use moe_route::{RouteRoom, Routed};
 pub use recording::{MOST_RECORDED_ROWS, Recording, between_recordings, padded_rows};
 pub use sample::{MAX_VOCAB, NOT_FINITE, NOTHING_LEFT};
 
@@ -141,6 +145,7 @@ pub struct Cuda {
     blas: Arc<CudaBlas>,
     modules: Arc<Modules>,
     functions: Mutex<HashMap<&'static str, CudaFunction>>,
+    sent: Mutex<sample::AllSent>,
     /// Of the device.
     multiprocessors: usize,
     /// Bytes of shared memory that a block of threads may ask for.
@@ -183,6 +188,7 @@ impl Cuda {
             blas,
             modules,
             functions,
+            sent: Mutex::default(),
             multiprocessors,
             shared_memory,
             capability,

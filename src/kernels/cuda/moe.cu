@@ -1,5 +1,6 @@
-// moe_gate_up and moe_down for few rows: every (token, expert) pair is a product of a matrix with
-// one vector, straight from the stored blocks. Also both for bf16 experts, any number of rows.
+// moe_gate_up and moe_down of experts as they are stored: bf16, and MXFP4 that cannot be packed, by
+// its shape or its scales. Every (token, expert) pair is a product of a matrix with one vector; all
+// scales are exact. For many tokens this is slow: an expert is decoded once for each pair.
 //
 // MXFP4: a thread owns one block of 32 columns, keeps its 32 values of x in registers and walks
 // down ROWS rows of the matrix: 16 bytes and a scale each, consecutive threads consecutive blocks.
@@ -93,15 +94,15 @@ __device__ void dot_rows(float *partial, const uint8_t *blocks, const uint8_t *s
 }  // namespace
 
 // out[pair, i]: gate is row 2i, up row 2i + 1. Block: a multiple of 32 threads up to 512; grid:
-// rows / ROWS rounded up, pairs.
+// pairs, rows / ROWS rounded up.
 extern "C" __global__ void __launch_bounds__(32 * MAX_WARPS)
     moe_gate_up_mxfp4(float *__restrict__ out, const uint8_t *__restrict__ blocks,
                       const uint8_t *__restrict__ scales, const uint16_t *__restrict__ bias,
                       const float *__restrict__ x, const uint32_t *__restrict__ indices,
                       int experts, int rows, int cols, int k, float alpha, float limit) {
     __shared__ float partial[MAX_WARPS][ROWS];
-    const size_t pair = blockIdx.y;
-    const int first = blockIdx.x * ROWS, thread = threadIdx.x;
+    const size_t pair = blockIdx.x;
+    const int first = blockIdx.y * ROWS, thread = threadIdx.x;
     const uint32_t expert = indices[pair];
     const bool known = expert < uint32_t(experts);
     if (known)
@@ -119,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(32 * MAX_WARPS)
 }
 
 // `team` threads, a multiple of 32, share an expert's columns, and a block has as many teams as
-// fit. Block: up to 512 threads; grid: rows / ROWS rounded up, tokens.
+// fit. Block: up to 512 threads; grid: tokens, rows / ROWS rounded up.
 extern "C" __global__ void __launch_bounds__(32 * MAX_WARPS)
     moe_down_mxfp4(float *__restrict__ out, const uint8_t *__restrict__ blocks,
                    const uint8_t *__restrict__ scales, const uint16_t *__restrict__ bias,
@@ -127,10 +128,10 @@ extern "C" __global__ void __launch_bounds__(32 * MAX_WARPS)
                    const float *__restrict__ weights, int experts, int rows, int cols, int k,
                    int team) {
     __shared__ float partial[MAX_WARPS][ROWS];
-    const int first = blockIdx.x * ROWS, thread = threadIdx.x;
+    const int first = blockIdx.y * ROWS, thread = threadIdx.x;
     const int teams = blockDim.x / team, warps = team / 32;
     const bool writes = thread < ROWS && first + thread < rows;
-    const size_t token = blockIdx.y;
+    const size_t token = blockIdx.x;
     float sum = 0.0f;
     for (int begin = 0; begin < k; begin += teams) {
         const int j = begin + thread / team;

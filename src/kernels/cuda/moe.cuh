@@ -20,29 +20,6 @@ template <int i> __device__ __forceinline__ float2 fp4x2_to_f32(uint32_t word) {
     return __half22float2(halves);
 }
 
-// Both halves of a word of two bf16 times 2^126, where that is exact.
-__device__ __forceinline__ uint32_t bf16x2_times_2_126(uint32_t pair) {
-#if defined(__CUDACC__)
-    uint32_t out;
-    // A fused multiply-add of −0, since capability 8.0 has no multiplication.
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;"
-        : "=r"(out)
-        : "r"(pair), "r"(0x7e807e80u), "r"(0x80008000u));
-    return out;
-#else
-    const float2 v = bf16x2_to_f32(pair);
-    return f32_to_bf16x2(v.x * 0x1p126f, v.y * 0x1p126f);
-#endif
-}
-
-// FP4 of features i and i + 4 as two bf16, low half first: FP4 · 2^-126 in the way above, then its
-// unit.
-template <int i> __device__ __forceinline__ uint32_t fp4x2_to_bf16x2(uint32_t word) {
-    const uint32_t magnitude =
-        i < 2 ? word << (i < 2 ? 6 - 4 * i : 0) : word >> (i < 2 ? 0 : 4 * i - 6);
-    return bf16x2_times_2_126((word << (12 - 4 * i) & 0x80008000u) | (magnitude & 0x01c001c0u));
-}
-
 // g·σ(alpha·g)·(u + 1) of a gate and an up value. A comparison with NaN is false and hands it on.
 __device__ __forceinline__ float clamped_swiglu(float gate, float up, float alpha, float limit) {
     gate = gate > limit ? limit : gate;

@@ -51,3 +51,9 @@ __device__ __forceinline__ Bf16Parts split_bf16(float x) {
     if ((hi & 0x7f80) == 0x7f80) hi -= 1;
     return {hi, f32_to_bf16(x - bf16_to_f32(hi))};
 }
+
+// The parts of two numbers as words, `low` in the low halves.
+__device__ __forceinline__ void split_bf16x2(uint32_t &hi, uint32_t &lo, float low, float high) {
+    const Bf16Parts a = split_bf16(low), b = split_bf16(high);
+    hi = a.hi | uint32_t(b.hi) << 16, lo = a.lo | uint32_t(b.lo) << 16;
+}

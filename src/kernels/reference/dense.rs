@@ -1,7 +1,8 @@
 //! Embedding, norm, dense layers and rotary positions.
 
 use super::Bounded;
-use crate::kernels::{Dense, Q8_BLOCK};
+use super::numbers::bf16_encode;
+use crate::kernels::{Activations, Dense, Q8_BLOCK};
 use half::bf16;
 
 /// `out[t,:] = table[token[t],:]`.
@@ -32,6 +33,23 @@ pub fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Bounded {
         }
     }
     out
+}
+
+/// What a product multiplies instead of `x`: with [`Activations::Bf16`] the nearest finite number of bf16
+/// to each finite one, ties to even. [`matmul`], [`moe_gate_up`](super::moe_gate_up) and
+/// [`moe_down`](super::moe_down) take it as it comes.
+pub fn activations(x: &[f32], mode: Activations) -> Vec<f32> {
+    x.iter()
+        .map(|&x| match mode {
+            Activations::Exact => x,
+            // Rounds like any number of bf16, but never to infinity.
+            Activations::Bf16 if x.is_finite() => {
+                let largest = bf16::MAX.to_f32();
+                bf16::from_bits(bf16_encode(x.clamp(-largest, largest))).to_f32()
+            }
+            Activations::Bf16 => x,
+        })
+        .collect()
 }
 
 /// `out[t,o] = bias[o] + Σ_i w[o,i]·x[t,i]`.

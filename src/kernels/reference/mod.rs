@@ -11,7 +11,7 @@ mod numbers;
 mod sampling;
 
 pub use attention::{attention, kv_write};
-pub use dense::{embedding, matmul, q8_encode, rms_norm, rope};
+pub use dense::{activations, embedding, matmul, q8_encode, rms_norm, rope};
 pub use moe::{expert_weight, moe_down, moe_gate_up, mxfp4_decode, topk_softmax};
 pub use numbers::{e8m0, fp4, fp8_decode, fp8_encode};
 pub use sampling::{Sample, sample};

@@ -10,7 +10,8 @@
 # src/kernels/cuda is found by itself, and so is every `__global__ void name(` in it.
 #
 # EMULATOR_ORDER=ascending|descending is the order of threads and blocks, EMULATOR_MEMORY_MIB the size
-# of the device. With EMULATOR_NO_CAPTURE streams cannot be captured. EMULATOR_CXXFLAGS adds flags.
+# of the device, EMULATOR_SHARED_KIB (227) its shared memory per block and EMULATOR_CAPABILITY (9.0) what
+# it can. With EMULATOR_NO_CAPTURE streams cannot be captured. EMULATOR_CXXFLAGS adds flags.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
@@ -56,10 +57,10 @@ kernels() {
 }
 
 objects=()
-for part in fibers memory streams driver blas; do object "$part" "$here/$part.cpp"; done
+for part in fibers async tensor memory streams driver blas; do object "$part" "$here/$part.cpp"; done
 if [ "${1:-}" = --test ]; then
-    kernels "$here/faults.cu"
-    object selftest "$here/selftest.cpp"
+    for source in "$here"/faults*.cu; do kernels "$source"; done
+    for source in "$here"/selftest*.cpp; do object "$(basename "$source" .cpp)" "$source"; done
     "$compiler" -pthread "${more[@]}" -o "$home/selftest" "${objects[@]}"
     exec "$home/selftest"
 fi

@@ -1,7 +1,8 @@
 // What CUDA C++ offers to a kernel, for g++: keywords, indices, barriers, warp operations, atomics and
 // arithmetic. Included before a .cu file, which then runs on the fibers of fibers.h.
 //
-// Not here, and so behind `#if defined(__CUDA_ARCH__)` in a kernel: inline PTX, asynchronous copies.
+// Not here, and so behind `#if defined(__CUDACC__)` in a kernel: inline PTX. The twins of async.cuh, which
+// has most of it, are in async.h.
 #pragma once
 #include "fibers.h"
 #include <algorithm>
@@ -52,21 +53,6 @@ template <class T> T shuffle(uint32_t mask, T value, int from) {
 }
 // The first lane of this lane's segment of `width` lanes.
 inline int segment(int width) { return int(lane()) & ~(width - 1); }
-
-// What every lane of the warp passes, by lane: the stacks of fibers can be read by all of them.
-template <class T> struct Gathered {
-    const T *of_lane[WARP];
-};
-template <class T> Gathered<T> gather(const T &mine) {
-    Gathered<T> all;
-    static uintptr_t of_warps[32][WARP];  // the lanes of other warps run in between
-    uintptr_t *const offered = of_warps[current->index / WARP];
-    __syncwarp();  // nobody reads the last offer any more
-    offered[lane()] = uintptr_t(&mine);
-    __syncwarp();
-    for (unsigned i = 0; i < WARP; i++) all.of_lane[i] = (const T *)offered[i];
-    return all;
-}
 }  // namespace emulator
 
 template <class T> T __shfl_sync(uint32_t mask, T v, int from, int width = 32) {
@@ -88,6 +74,12 @@ template <class T> T __shfl_up_sync(uint32_t mask, T v, unsigned by, int width =
 }
 inline unsigned __ballot_sync(uint32_t mask, int p) {
     return unsigned(emulator::collect(emulator::Collective::ballot, mask, p != 0, 0));
+}
+template <class T> unsigned __match_any_sync(uint32_t mask, T v) {
+    unsigned same = 0;
+    for (int i = 0; i < int(emulator::WARP); i++)
+        if (mask >> i & 1) same |= unsigned(emulator::shuffle(mask, v, i) == v) << i;
+    return same;
 }
 inline int __any_sync(uint32_t mask, int p) { return __ballot_sync(mask, p) != 0; }
 inline int __all_sync(uint32_t mask, int p) { return __ballot_sync(mask, !p) == 0; }
@@ -163,4 +155,10 @@ inline float __int2float_rn(int x) { return float(x); }
 inline int __float2int_rn(float x) { return int(nearbyintf(x)); }
 #define __builtin_assume(x) ((void)0)
 
+// Time goes by when somebody looks.
+inline long long clock64() { static long long now = 0; return now += 64; }
+[[noreturn]] inline void __trap() { emulator::fail("the kernel trapped"); }
+
+#include "async.h"
 #include "formats.h"
+#include "tensor.h"

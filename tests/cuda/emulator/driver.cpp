@@ -38,6 +38,9 @@ struct Function {
     std::string name;
     const Kernel *kernel;
 };
+// What a block may ask for in dynamic shared memory, where it was said. Of the kernel: of every handle.
+static std::map<const Kernel *, unsigned> dynamic_limits;
+constexpr unsigned SHARED_UNASKED = 48 * 1024;
 using Clock = std::chrono::steady_clock;
 
 std::recursive_mutex emulator::device;
@@ -77,16 +80,16 @@ API int cuDeviceGetUuid_v2(void *uuid, int) { memset(uuid, 0, 16); return SUCCES
 API int cuDeviceGetAttribute(int *value, int attribute, int) {
     switch (attribute) {
         case 1: *value = 1024; break;           // threads per block
-        case 8: *value = 48 * 1024; break;      // shared memory per block
+        case 8: *value = SHARED_UNASKED; break; // shared memory per block
         case 10: *value = 32; break;            // warp size
         case 13: *value = 1000000; break;       // clock rate, kHz
         case 16: *value = 4; break;             // multiprocessors
         case 38: *value = 50 << 20; break;      // L2 cache
         case 39: *value = 2048; break;          // threads per multiprocessor
-        case 75: *value = 9; break;             // compute capability, major
-        case 76: *value = 0; break;             // and minor
-        case 81: *value = 228 * 1024; break;    // shared memory per multiprocessor
-        case 97: *value = 227 * 1024; break;    // shared memory per block, at most
+        case 75: *value = capability() / 10; break;  // compute capability, major
+        case 76: *value = capability() % 10; break;  // and minor
+        case 81: *value = int(shared_limit()) + 1024; break;  // shared memory per multiprocessor
+        case 97: *value = int(shared_limit()); break;         // shared memory per block, at most
         case 115: *value = 1; break;            // memory pools
         default: *value = 1;
     }
@@ -382,7 +385,13 @@ API int cuModuleGetFunction(void **function, void *module, const char *name) {
     *function = new Function{name, ours ? &found->second : nullptr};
     return SUCCESS;
 }
-API int cuFuncSetAttribute(...) { return NOT_SUPPORTED; }
+API int cuFuncSetAttribute(void *f, int attribute, int value) {
+    Lock lock(device);
+    if (attribute != 8) return NOT_SUPPORTED;  // dynamic shared memory, at most
+    if (value < 0 || unsigned(value) > shared_limit()) return INVALID_VALUE;
+    dynamic_limits[((Function *)f)->kernel] = unsigned(value);
+    return SUCCESS;
+}
 API int cuFuncGetAttribute(int *value, int, void *) { *value = 0; return SUCCESS; }
 API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int, size_t) { *blocks = 1; return SUCCESS; }
 API int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
@@ -394,8 +403,9 @@ API int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned 
     if (!gx || !gy || !gz || !threads || threads > 1024 || bz > 64 || gx > 0x7fffffff ||
         gy > 65535 || gz > 65535)
         return INVALID_VALUE;
-    if (shared) return NOT_SUPPORTED;  // dynamic shared memory: no kernel asks for any
     const Kernel *kernel = function->kernel;
+    const auto said = dynamic_limits.find(kernel);
+    if (shared > (said == dynamic_limits.end() ? SHARED_UNASKED : said->second)) return INVALID_VALUE;
     if (!kernel) {
         fprintf(stderr, "cuda emulator: no body for the kernel %s, which is not ours\n", function->name.c_str());
         return NOT_SUPPORTED;
@@ -403,8 +413,8 @@ API int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned 
     const char *set = getenv("EMULATOR_ORDER");
     const Order order = set && !strcmp(set, "descending") ? Order::descending : Order::ascending;
     put(stream, [=, name = function->name, run = kernel->bind(arguments)] {
-        launch(name.c_str(), dim3(gx, gy, gz), dim3(bx, by, bz), kernel->shared_start, kernel->shared_end, order,
-               run);
+        launch(name.c_str(), dim3(gx, gy, gz), dim3(bx, by, bz), kernel->shared_start, kernel->shared_end,
+               shared, order, run);
     });
     return SUCCESS;
 }

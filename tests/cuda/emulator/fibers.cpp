@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <map>
 #include <sys/mman.h>
 #include <unistd.h>
 #include <vector>
@@ -17,6 +18,10 @@ static const std::function<void()> *body_of_kernel;
 static void *scheduler;
 // Lanes of each warp that live, and those that wait in a collective.
 static uint32_t alive[32], arrived[32];
+// Lanes that can go on, and those that sleep at a barrier in shared memory.
+static uint32_t ready[32], asleep[32];
+// Times that polls were answered with no while nothing else happened.
+static int fruitless;
 
 constexpr size_t STACK = 256 * 1024;
 
@@ -102,7 +107,43 @@ emulator_switch:
 #error "the CUDA emulator knows x86-64 and aarch64"
 #endif
 
-static void wait() { emulator_switch(&current->stack_pointer, scheduler); }
+static uint32_t bit(const Fiber &f) { return 1u << f.index % WARP; }
+
+static void wait() {
+    ready[current->index / WARP] &= ~bit(*current);
+    emulator_switch(&current->stack_pointer, scheduler);
+}
+static void go_on(const Fiber &f) { ready[f.index / WARP] |= bit(f); }
+
+bool sleep_at(int barrier, bool poll) {
+    Fiber *me = current;
+    me->sleeps_at = barrier;
+    me->polls = poll;
+    asleep[me->index / WARP] |= bit(*me);
+    wait();
+    return me->received != 0;
+}
+
+// Wakes whom `who` chooses of those that sleep at a barrier.
+template <class F> static bool wake_if(F who, bool done) {
+    bool any = false;
+    for (unsigned warp = 0; warp * WARP < block.threads; warp++)
+        for (uint32_t lanes = asleep[warp]; lanes; lanes &= lanes - 1) {
+            Fiber &f = fibers[warp * WARP + unsigned(__builtin_ctz(lanes))];
+            if (!who(f)) continue;
+            any = true;
+            f.sleeps_at = -1;
+            f.received = done;
+            asleep[warp] &= ~bit(f);
+            go_on(f);
+        }
+    return any;
+}
+
+bool wake(long barrier) {
+    fruitless = 0;
+    return wake_if([&](const Fiber &f) { return f.sleeps_at == barrier; }, true);
+}
 
 static void release_block() {
     if (block.at_barrier == 0 || block.at_barrier != block.live) return;
@@ -123,6 +164,7 @@ static void release_block() {
         if (fibers[i].at_block_barrier) {
             fibers[i].at_block_barrier = false;
             fibers[i].received = block.votes;
+            go_on(fibers[i]);
         }
     block.at_barrier = 0;
 }
@@ -157,6 +199,15 @@ static void release_warp(unsigned warp, uint32_t mask) {
         kind = f.collective;
         present |= 1u << i;
     }
+    if (kind == Collective::together) {
+        if (present != ~0u) fail("an operation of a whole warp that lacks some of its lanes");
+        void *offers[WARP];
+        for (unsigned i = 0; i < WARP; i++) {
+            if (lanes[i].act != lanes[0].act) fail("lanes of one mask wait in different operations of the warp");
+            offers[i] = (void *)lanes[i].value;
+        }
+        lanes[0].act(offers);
+    }
     uint32_t ballot = 0;
     for (unsigned i = 0; i < n; i++)
         if ((present >> i & 1) && lanes[i].value) ballot |= 1u << i;
@@ -170,6 +221,7 @@ static void release_warp(unsigned warp, uint32_t mask) {
         f.collective = Collective::none;
     }
     arrived[warp] &= ~present;
+    ready[warp] |= present;
 }
 
 uint64_t collect(Collective kind, uint32_t mask, uint64_t value, int from) {
@@ -185,12 +237,18 @@ uint64_t collect(Collective kind, uint32_t mask, uint64_t value, int from) {
     return me->received;
 }
 
+void together(Act act, void *mine) {
+    current->act = act;
+    collect(Collective::together, ~0u, uint64_t(mine), 0);
+}
+
 static void run_fiber() {
     (*body_of_kernel)();
     Fiber *me = current;
     me->done = true;
     block.live--;
     alive[me->index / WARP] &= ~(1u << lane());
+    fruitless = 0;
     // A thread that has ended keeps nobody waiting.
     release_block();
     const unsigned first = me->index / WARP * WARP;
@@ -224,22 +282,30 @@ static void *fresh_stack(char *stack) {
     return top;
 }
 
-static bool runnable(const Fiber &f) {
-    return !f.done && !f.at_block_barrier && f.collective == Collective::none;
-}
-
 // Every thread of a warp that can go on, until it waits; false when there was none.
 static bool run_warp(unsigned warp, Order order) {
     bool progress = false;
-    for (unsigned k = 0; k < WARP; k++) {
-        const unsigned i = warp * WARP + (order == Order::descending ? WARP - 1 - k : k);
-        if (i >= block.threads || !runnable(fibers[i])) continue;
+    for (unsigned k = 0; ready[warp] && k < WARP; k++) {
+        const unsigned i = order == Order::descending ? WARP - 1 - k : k;
+        if (!(ready[warp] >> i & 1)) continue;
         progress = true;
-        current = &fibers[i];
+        current = &fibers[warp * WARP + i];
         emulator_switch(&scheduler, current->stack_pointer);
         current = nullptr;
     }
     return progress;
+}
+
+// Ends the process, saying what sleeping threads wait for.
+[[noreturn]] static void fail_stuck() {
+    std::map<int, unsigned> sleepers;
+    for (unsigned i = 0; i < block.threads; i++)
+        if (!fibers[i].done && fibers[i].sleeps_at >= 0) sleepers[fibers[i].sleeps_at]++;
+    for (const auto &[barrier, threads] : sleepers) {
+        fprintf(stderr, "cuda emulator: %u threads wait ", threads);
+        describe_barrier(barrier);
+    }
+    fail("no thread can go on: a barrier or shuffle that others never reach");
 }
 
 static void run_block(Order order) {
@@ -258,20 +324,25 @@ static void run_block(Order order) {
     for (unsigned warp = 0; warp * WARP < block.threads; warp++) {
         const unsigned lanes = block.threads - warp * WARP;
         alive[warp] = lanes < WARP ? (1u << lanes) - 1 : ~0u;
-        arrived[warp] = 0;
+        arrived[warp] = asleep[warp] = 0;
+        ready[warp] = alive[warp];
     }
+    fruitless = 0;
+    begin_block();
     const unsigned warps = (block.threads + WARP - 1) / WARP;
     while (block.live) {
         bool progress = false;
         // A warp goes on until all of it waits for the others: as far ahead of them as barriers allow.
         for (unsigned k = 0; k < warps; k++)
             while (run_warp(order == Order::descending ? warps - 1 - k : k, order)) progress = true;
-        if (!progress) fail("no thread can go on: a barrier or shuffle that others never reach");
+        if (deliver_some(!progress, order) || progress) continue;
+        if (++fruitless > 1000 || !wake_if([](const Fiber &f) { return f.polls; }, false)) fail_stuck();
     }
+    end_block();
 }
 
-void launch(const char *name, dim3 grid, dim3 size, char *shared_start, char *shared_end, Order order,
-            const std::function<void()> &body) {
+void launch(const char *name, dim3 grid, dim3 size, char *shared_start, char *shared_end,
+            uint32_t dynamic, Order order, const std::function<void()> &body) {
     kernel = name;
     body_of_kernel = &body;
     block.grid = grid;
@@ -281,6 +352,7 @@ void launch(const char *name, dim3 grid, dim3 size, char *shared_start, char *sh
         fibers.emplace_back();
         fibers.back().stack = with_guard_pages(STACK);
     }
+    prepare_shared(dynamic, shared_start, shared_end);
     const uint64_t blocks = uint64_t(grid.x) * grid.y * grid.z;
     for (uint64_t k = 0; k < blocks; k++) {
         const uint64_t i = order == Order::descending ? blocks - 1 - k : k;
