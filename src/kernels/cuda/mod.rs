@@ -15,6 +15,8 @@
 mod attention;
 mod cache;
 mod embedding;
+#[cfg(test)]
+mod lookup;
 mod matmul;
 mod matmul_q8;
 mod memory;
