@@ -15,6 +15,8 @@
 mod attention;
 mod cache;
 mod embedding;
+#[cfg(test)]
+mod lookup;
 mod matmul;
 mod memory;
 mod moe;
