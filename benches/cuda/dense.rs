@@ -62,11 +62,11 @@ fn matmul(bench: &Bench, sizes: &Sizes) -> Result<()> {
     let (vocab, hidden, dim) = (config.vocab_size, config.hidden_size, config.head_dim);
     let (queries, keys) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
     // The head's weight is the largest; the others are parts of the same array.
-    let weights = bench.bf16s(vocab.max(queries) * hidden)?;
-    let quants = bench.random(vocab.max(queries) * hidden, |rng| rng.bits() as i8)?;
+    let largest = vocab.max(queries + 2 * keys) * hidden;
+    let weights = bench.bf16s(largest)?;
+    let quants = bench.random(largest, |rng| rng.bits() as i8)?;
     for (name, outputs, inputs) in [
-        ("q", queries, hidden),
-        ("k", keys, hidden),
+        ("qkv", queries + 2 * keys, hidden),
         ("o", hidden, queries),
         ("router", sizes.experts()[0], hidden),
         ("head", vocab, hidden),
