@@ -77,7 +77,7 @@ impl Cache {
         reference::attention(q, &self.pages, &self.sinks, rows, self.heads, self.format, SCALE)
     }
 
-    /// With parts of `span`, or as many as the device is best filled with.
+    /// With parts of `span`, or of the default.
     fn run(
         &self,
         gpu: &Gpu,
@@ -97,6 +97,20 @@ impl Cache {
         rows: &Rows,
         window: Option<usize>,
         span: Option<usize>,
+        longest: usize,
+    ) -> Vec<f32> {
+        let parts = span.map(|span| (span, usize::MAX));
+        self.run_in_parts(gpu, q, rows, window, parts, longest)
+    }
+
+    /// With parts of a multiple of so many positions, as many at most.
+    fn run_in_parts(
+        &self,
+        gpu: &Gpu,
+        q: &[f32],
+        rows: &Rows,
+        window: Option<usize>,
+        parts: Option<(usize, usize)>,
         longest: usize,
     ) -> Vec<f32> {
         let table_stride = self.tables.iter().map(Vec::len).max().unwrap() + 1;
@@ -122,11 +136,13 @@ impl Cache {
         };
         let (q, pages, sinks) = (input.view(), pages.view(), sinks.view());
         let Cache { heads, format, .. } = *self;
-        gpu.guarded(input.len(), 1, |out| match span {
+        gpu.guarded(input.len(), 1, |out| match parts {
             None => gpu.cuda.attention(out, &q, &pages, &sinks, &rows, heads, format, SCALE),
-            Some(span) => {
+            Some((span, most)) => {
                 let cuda = &gpu.cuda;
-                cuda.attention_in_spans(out, &q, &pages, &sinks, &rows, heads, format, SCALE, span)
+                cuda.attention_in_parts(
+                    out, &q, &pages, &sinks, &rows, heads, format, SCALE, span, most,
+                )
             }
         })
     }
@@ -320,6 +336,45 @@ fn large_scores_neither_overflow_nor_lose_the_sink() {
         for sink in [8.0, -60.0] {
             cache.sinks = vec![sink; 4];
             cache.check(&mut rng, gpu, &[(0, 69), (0, 5), (0, 6), (0, 7)], None, &[None, Some(32)]);
+        }
+    }
+}
+
+/// A row has the bits it has alone, whatever the others see: with one part, with some, and with parts that
+/// grow because there may not be more.
+#[test]
+fn a_row_has_its_bits_in_any_company() {
+    let Some(gpu) = device() else { return };
+    let mut rng = Rng(9);
+    for format in FORMATS {
+        let cache = Cache::new(&mut rng, (4, 2, 16), format, &[700, 400, 70]);
+        let rows: Vec<_> =
+            [(0, 699), (1, 0), (2, 69), (1, 96), (0, 95), (1, 399), (0, 256), (2, 31)]
+                .into_iter()
+                .cycle()
+                .take(19)
+                .collect();
+        let q = cache.queries(&mut rng, rows.len());
+        let of_row = q.len() / rows.len();
+        for (window, parts) in
+            [(None, None), (None, Some((32, 4))), (Some(100), None), (Some(100), Some((32, 2)))]
+        {
+            let together = cache.run_in_parts(gpu, &q, &rows, window, parts, 700);
+            let want = cache.reference(&q, &rows, window);
+            assert_bounded(
+                &together,
+                &want,
+                C,
+                16 + 700,
+                &format!("{format:?} {window:?} {parts:?}"),
+            );
+            for (i, row) in rows.iter().enumerate() {
+                let one = std::slice::from_ref(row);
+                let q = &q[i * of_row..][..of_row];
+                let alone = cache.run_in_parts(gpu, q, one, window, parts, row.1 + 1);
+                let what = format!("{format:?}, window {window:?}, parts {parts:?}, row {row:?}");
+                assert_same_bits(&together[i * of_row..][..of_row], &alone, &what);
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The whole transformer on a device: golden logits, any way of feeding the same tokens, and talking.
 //!
-//! Unlike the CPU's, a row's logits on a device depend on how many rows share the step: up to eight go
-//! through other kernels than more do. So logits are compared in the Euclidean norm, not bit for bit.
+//! Unlike the CPU's, a row's logits on a device depend on how it is fed: a prompt's rows go through other
+//! kernels than those of steps of decode (which have their bits in any company, see padding.rs). So logits
+//! are compared in the Euclidean norm, not bit for bit.
 
 use crate::batches::{self, interleave, tokens};
 use crate::device::device;

@@ -7,7 +7,7 @@ use crate::golden::relative_error;
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::kernels::cuda::{MOST_RECORDED_ROWS, padded_rows};
-use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
+use gpt_oss_puzzle::model::{Batch, DenseDtype, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::Checkpoint;
 use std::io::Write;
 
@@ -64,6 +64,48 @@ fn padding_changes_no_bits() {
         };
         assert!(run(&replaying) == run(&plain), "{rows} rows");
         assert_eq!(replaying.replayed_steps(), before + 3, "{rows} rows");
+    }
+}
+
+/// A step of decode gives a sequence the logits that it gets alone, bit for bit: in any place of any batch
+/// of up to 256, however long the others are, recorded or not, with dense weights in either form.
+#[test]
+fn a_sequence_has_its_logits_in_any_company() {
+    let Some(gpu) = gpu() else { return };
+    let checkpoint = Checkpoint::random(&config(), 13).unwrap();
+    for dense in [DenseDtype::Bf16, DenseDtype::Q8] {
+        let model = GptOss::new(&checkpoint, 1).unwrap().with_dense_dtype(dense);
+        let model = model.on_device(gpu, |_| {}).unwrap();
+        let cache = cache(&config(), gpu, KvDtype::Bf16, 800);
+        let begun = |count: usize, seed| {
+            let mut sequence = cache.sequence();
+            feed(&model, &mut sequence, &tokens(count, seed), 256);
+            sequence
+        };
+        // More positions than a part of attention has, some of a page, and one.
+        let [long, short, shortest] = [(330, 1), (40, 2), (1, 3)].map(|(n, seed)| begun(n, seed));
+        let vocab = config().vocab_size;
+        let run = |target: &Sequence, others: &Sequence, count: usize, place: usize| {
+            let of = |i: usize| if i == place { target.fork() } else { others.fork() };
+            let mut sequences: Vec<Sequence> = (0..count).map(of).collect();
+            let mut batch = Batch::new();
+            for (number, sequence) in sequences.iter().enumerate() {
+                let token = if number == place { 5 } else { (number % vocab) as u32 };
+                batch.push(number, sequence.len(), &[token], LogitRows::Last);
+            }
+            let logits = step(&model, &batch, &mut sequences.iter_mut().collect::<Vec<_>>());
+            logits[place * vocab..(place + 1) * vocab].to_vec()
+        };
+        for (target, others) in [(&long, &short), (&short, &long), (&shortest, &shortest)] {
+            let alone = run(target, others, 1, 0);
+            for count in [2, 3, 8, 9, 64, 256] {
+                for place in [0, count - 1] {
+                    let what = format!("{dense:?}: {} positions, {place} of {count}", target.len());
+                    assert!(run(target, others, count, place) == alone, "{what}");
+                }
+            }
+        }
+        assert!(model.replayed_steps() > 12, "nothing was recorded");
     }
 }
 

@@ -9,7 +9,7 @@
 
 use super::cache::format_arguments;
 use super::cudarc::driver::{CudaView, CudaViewMut, PushKernelArg};
-use super::{Cuda, CudaError, int, padded_rows, uint};
+use super::{Cuda, CudaError, int, uint};
 use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS, elements, page_count};
 
 /// Dimensions of a head at most.
@@ -26,12 +26,14 @@ const DECODE_THREADS: usize = 128;
 const PREFILL_THREADS: usize = 256;
 const COMBINE_THREADS: usize = 256;
 
-/// Where parts of a row's positions begin: at multiples of this, and the granularity of their length.
+/// Where parts of a row's positions begin: at multiples of this.
 const ALIGNMENT: usize = 32;
-const SPAN: usize = 256;
 
-/// Blocks of decode that a multiprocessor runs at a time: four warps with up to 128 registers a thread.
-const BLOCKS_PER_MULTIPROCESSOR: usize = 4;
+/// Positions of a part, and parts of a row from which on they become larger. 131,072 positions of one row
+/// are 64 parts for each of 8 kv heads, 512 blocks; a multiprocessor runs four of four warps at a time,
+/// and an H200 528. Of many rows shorter parts would do, but a row must not know of the others.
+const SPAN: usize = 256;
+const MOST_PARTS: usize = 64;
 
 /// The rows of a batch in blocks for [`Cuda::attention`]: single rows, and runs of one sequence. Made once
 /// for all layers.
@@ -98,6 +100,8 @@ impl Cuda {
     /// Softmax over each row's visible positions and the head's sink, times V; `q, out: [T, Q, D]`. A row
     /// becomes NaN when a page it sees is not in the pool.
     ///
+    /// A row that is alone in its block has the same bits in any company.
+    ///
     /// # Panics
     ///
     /// When a length is not what the shapes say, `head_dim` is above 128, the window is empty, or `pages`
@@ -114,21 +118,17 @@ impl Cuda {
         format: KvFormat,
         scale: f32,
     ) -> Result<(), CudaError> {
-        // As many blocks as run at a time: fewer leave bandwidth unused, more wait for a second round.
-        let wanted = BLOCKS_PER_MULTIPROCESSOR * self.multiprocessors;
-        let groups = (heads.q_heads / heads.kv_heads.max(1)).div_ceil(GROUP);
-        let of_row = wanted / (padded_rows(rows.blocks.singles) * heads.kv_heads * groups).max(1);
-        let span = positions(rows).1.div_ceil(of_row.max(1)).max(1).next_multiple_of(SPAN);
-        self.attention_in_spans(out, q, pages, sinks, rows, heads, format, scale, span)
+        self.attention_in_parts(out, q, pages, sinks, rows, heads, format, scale, SPAN, MOST_PARTS)
     }
 
-    /// As [`Cuda::attention`], with the positions of single rows in parts of `span`, a multiple of 32.
+    /// As [`Cuda::attention`], with the positions of a single row in `most` parts at most (and one more, since
+    /// parts begin at multiples of 32), each a multiple of `span`, which is one of 32.
     ///
     /// # Panics
     ///
-    /// As [`Cuda::attention`], and when `span` is no multiple of 32.
+    /// As [`Cuda::attention`], and when `span` is no multiple of 32 or `most` is 0.
     #[allow(clippy::too_many_arguments)]
-    pub fn attention_in_spans(
+    pub fn attention_in_parts(
         &self,
         out: &mut CudaViewMut<'_, f32>,
         q: &CudaView<'_, f32>,
@@ -139,6 +139,7 @@ impl Cuda {
         format: KvFormat,
         scale: f32,
         span: usize,
+        most: usize,
     ) -> Result<(), CudaError> {
         let HeadShape { q_heads, kv_heads, head_dim } = heads;
         let page_count = page_count(pages.len(), heads, format);
@@ -155,13 +156,15 @@ impl Cuda {
         assert!(stride < 1 << 24, "page tables of {stride} entries");
         assert!(rows.window != Some(0), "a window sees at least its own position");
         assert!(span > 0 && span <= 1 << 30 && span.is_multiple_of(ALIGNMENT), "span");
+        assert!(most > 0, "no parts");
 
         let (_, k_scale, v_scale) = format_arguments(format);
         let (k_factor, span) = (scale * k_scale, uint(span));
         // The first part of a row whose window has moved on may begin before what it sees.
         let (longest, visible) = positions(rows);
         let early = if longest > visible { ALIGNMENT - 1 } else { 0 };
-        let splits = (visible + early).div_ceil(span as usize).max(1);
+        let splits = (visible + early).div_ceil(span as usize).clamp(1, most.saturating_add(1));
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
         let sequences = int(rows.page_tables.len() / stride);
         let (stride, page_count) = (int(stride), uint(page_count));
         let window = rows.window.map_or(u32::MAX, |w| u32::try_from(w).unwrap_or(u32::MAX));
@@ -200,7 +203,13 @@ impl Cuda {
             call.arg(q).arg(pages).arg(sinks).arg(blocks);
             call.arg(&rows.positions).arg(&rows.sequences).arg(&rows.page_tables);
             call.arg(&sequences).arg(&stride).arg(&window).arg(&page_count);
-            call.arg(&q_count).arg(&kv_count).arg(&dim).arg(&k_factor).arg(&v_scale).arg(&span);
+            call.arg(&q_count)
+                .arg(&kv_count)
+                .arg(&dim)
+                .arg(&k_factor)
+                .arg(&v_scale)
+                .arg(&span)
+                .arg(&most);
             let grid = [splits, kv_heads * group.div_ceil(GROUP), singles];
             // SAFETY: block (s, h, i) reads row i of the list, which is below T, and writes it or part s
             // of it; pages outside the pool and sequences without a table are not read.
@@ -210,7 +219,7 @@ impl Cuda {
                 let kernel = self.kernel("attention_decode", "attention_combine")?;
                 let mut call = kernel.call();
                 call.arg(&mut *out).arg(&parts).arg(sinks).arg(blocks).arg(&rows.positions);
-                call.arg(&stride).arg(&window).arg(&span).arg(&split_count);
+                call.arg(&stride).arg(&window).arg(&span).arg(&most).arg(&split_count);
                 call.arg(&q_count).arg(&dim);
                 // SAFETY: block (h, i) reads at most `splits` parts of row i of the list and writes it.
                 unsafe { kernel.launch(call, [q_heads, singles, 1], COMBINE_THREADS) }?;

@@ -10,13 +10,21 @@
 
 constexpr int DECODE_WARPS = 4;
 
+// Positions of a part of a row that sees `first` to `position`: the least number of spans that leaves it
+// with `most` parts at most. It depends on the row alone, and so do the row's bits.
+__device__ __forceinline__ unsigned part_of_row(unsigned first, unsigned position, unsigned span,
+                                                unsigned most) {
+    return span * unsigned((position - first) / (uint64_t(span) * most) + 1);
+}
+
 // `out` is [rows, Q, D] itself when one part is all, else the parts: per row of `rows`, head and
 // part the largest score, the sum of the weights and D weighted sums.
 template <int FORMAT, int DIM, bool EXACT, int TILES>
 __device__ __forceinline__ void decode(float *out, const float *q, const uint8_t *pages,
                                        const float *sinks, const uint32_t *rows,
                                        const AttentionRows &view, int q_heads, int kv_heads,
-                                       int head_dim, float k_factor, float v_scale, unsigned span) {
+                                       int head_dim, float k_factor, float v_scale,
+                                       unsigned least, unsigned most) {
     constexpr int BYTES = element_bytes(FORMAT);
     constexpr int STEP = 8 * TILES;  // positions; a step lies in one page
     // Runs of a lane: 16 bytes of a key; 8 values, or 4 where those would be more than 16 bytes.
@@ -28,6 +36,7 @@ __device__ __forceinline__ void decode(float *out, const float *q, const uint8_t
     const size_t row = rows[2 * blockIdx.z];
     const unsigned position = view.position(row), sequence = view.sequences[row];
     const unsigned first = view.first_seen(position);
+    const unsigned span = part_of_row(first, position, least, most);
     // Parts begin at multiples of 32 positions, so that their steps do.
     const unsigned begin = first / 32 * 32 + blockIdx.x * span;
     if (begin > position) return;
@@ -145,12 +154,12 @@ __device__ __forceinline__ void decode(float *out, const float *q, const uint8_t
         const uint32_t *__restrict__ positions, const uint32_t *__restrict__ sequences,          \
         const uint32_t *__restrict__ page_tables, int sequence_count, int table_stride,          \
         uint32_t window, uint32_t page_count, int q_heads, int kv_heads, int head_dim,           \
-        float k_factor, float v_scale, uint32_t span) {                                          \
+        float k_factor, float v_scale, uint32_t span, uint32_t most) {                           \
         const AttentionRows view = {                                                             \
             positions, sequences, page_tables, unsigned(sequence_count), unsigned(table_stride), \
             window,    page_count};                                                              \
         decode<FORMAT, DIM, EXACT, TILES>(out, q, pages, sinks, rows, view, q_heads, kv_heads,   \
-                                          head_dim, k_factor, v_scale, span);                    \
+                                          head_dim, k_factor, v_scale, span, most);              \
     }
 
 // The family's head_dim, and any other multiple of 16 up to 128.
@@ -167,12 +176,13 @@ extern "C" __global__ void __launch_bounds__(256)
     attention_combine(float *__restrict__ out, const float *__restrict__ parts,
                       const float *__restrict__ sinks, const uint32_t *__restrict__ rows,
                       const uint32_t *__restrict__ positions, int table_stride, uint32_t window,
-                      uint32_t span, int splits, int q_heads, int head_dim) {
+                      uint32_t least, uint32_t most, int splits, int q_heads, int head_dim) {
     __shared__ float reduced[256];
     const int head = blockIdx.x, i = threadIdx.x;
     const size_t row = rows[2 * blockIdx.y];
     const AttentionRows view = {positions, nullptr, nullptr, 0, unsigned(table_stride), window, 0};
-    const unsigned position = view.position(row), begin = view.first_seen(position) / 32 * 32;
+    const unsigned position = view.position(row), first = view.first_seen(position);
+    const unsigned begin = first / 32 * 32, span = part_of_row(first, position, least, most);
     const unsigned count = (position - begin) / span + 1;
     float *to = out + (row * q_heads + head) * head_dim;
     if (count > unsigned(splits)) {
