@@ -35,6 +35,8 @@ fn main() {
         (None, None) => "nvcc".into(),
     };
     let caps = variable("CUDA_COMPUTE_CAPS").unwrap_or_else(|| DEFAULT_CAPS.into());
+    // The code asks whether its kernels were compiled for the device, where nothing else would do.
+    println!("cargo::rustc-env=CUDA_KERNELS_FOR={caps}");
     let compiled = targets(&caps).and_then(|targets| {
         let nvcc = Nvcc::at(path, variable("NVCC_APPEND_FLAGS"))?;
         compile_all(&nvcc, &targets, Path::new(SOURCES), &out)

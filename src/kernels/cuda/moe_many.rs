@@ -66,9 +66,11 @@ impl Class {
 }
 
 impl Cuda {
-    /// Whether this device runs [`Cuda::moe_many`].
+    /// Whether this device runs [`Cuda::moe_many`]: it is of capability 9.0, and its kernels were compiled
+    /// for 90a. Those of any other list of devices would trap.
     pub(super) fn has_moe_many(&self) -> bool {
-        self.capability == (9, 0)
+        let mut compiled = env!("CUDA_KERNELS_FOR").split(',').map(str::trim);
+        self.capability == (9, 0) && compiled.any(|cap| cap == "90a")
     }
 
     /// As [`Cuda::moe_few`], for many pairs of each expert: the same result but for the order of
