@@ -6,7 +6,7 @@ use gpt_oss_puzzle::kernels::cuda::RouteRoom;
 use half::bf16;
 
 /// What a slot without a pair has in `order`.
-const NO_PAIR: u32 = u32::MAX;
+const NO_PAIR: u32 = u32::MAX - 1;
 
 /// A routing as read back: pairs of slots, and of each class its chunks as expert, first slot, pairs.
 #[derive(Debug, PartialEq)]

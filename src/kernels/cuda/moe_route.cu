@@ -105,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
     __syncthreads();
 
     for (uint32_t first = begin; first < end; first += 32) {
-        const uint32_t pair = first + lane, expert = pair < end ? indices[pair] : NO_PAIR;
+        const uint32_t pair = first + lane, expert = pair < end ? indices[pair] : experts;
         const bool known = expert < experts;
         const uint32_t same = __match_any_sync(ALL_LANES, expert);
         const uint32_t lower = same & ((1u << lane) - 1);

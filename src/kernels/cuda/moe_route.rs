@@ -45,7 +45,7 @@ pub struct Routed {
 }
 
 impl Routed {
-    /// The pair of each slot; `u32::MAX` where there is none. An expert's pairs are in their order, its
+    /// The pair of each slot; `u32::MAX - 1` where there is none. An expert's pairs are in their order, its
     /// slots begin at a multiple of 8.
     pub fn order(&self) -> CudaView<'_, u32> {
         self.order.as_view()

@@ -13,8 +13,9 @@
 constexpr int SLAB_COLUMNS = 192;
 constexpr int SLAB_64 = SLAB_COLUMNS / 64;
 
-// order[slot] of a slot without a pair.
-constexpr uint32_t NO_PAIR = 0xffffffffu;
+// order[slot] of a slot without a pair. Not all ones, which memory that nobody wrote has on the
+// emulator: a slot that was not marked is noticed.
+constexpr uint32_t NO_PAIR = 0xfffffffeu;
 
 // Up to a class's limit of pairs of one expert, in slots `slot` .. `slot + count`.
 struct Chunk {
