@@ -139,11 +139,8 @@ template <int PARTS>
 __device__ __forceinline__ void split_eight(uint4 (&parts)[PARTS], const float (&v)[8]) {
     uint32_t words[2][4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const Bf16Parts a = split_bf16(v[2 * i]), b = split_bf16(v[2 * i + 1]);
-        words[0][i] = uint32_t(a.hi) | uint32_t(b.hi) << 16;
-        words[1][i] = uint32_t(a.lo) | uint32_t(b.lo) << 16;
-    }
+    for (int i = 0; i < 4; i++)
+        split_bf16x2(words[0][i], words[1][i], v[2 * i], v[2 * i + 1]);
 #pragma unroll
     for (int part = 0; part < PARTS; part++)
         parts[part] = make_uint4(words[part][0], words[part][1], words[part][2], words[part][3]);

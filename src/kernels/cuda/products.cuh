@@ -46,10 +46,11 @@ struct Bf16Parts {
     uint16_t hi, lo;
 };
 __device__ __forceinline__ Bf16Parts split_bf16(float x) {
+    // Without branches: every product takes all its activations through this.
+    const bool finite = (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
     uint16_t hi = f32_to_bf16(x);
-    if ((__float_as_uint(x) & 0x7f800000u) == 0x7f800000u) return {hi, 0};
-    if ((hi & 0x7f80) == 0x7f80) hi -= 1;
-    return {hi, f32_to_bf16(x - bf16_to_f32(hi))};
+    hi -= finite && (hi & 0x7f80) == 0x7f80;
+    return {hi, f32_to_bf16(finite ? x - bf16_to_f32(hi) : 0.0f)};
 }
 
 // The parts of two numbers as words, `low` in the low halves.
