@@ -29,9 +29,10 @@
 //! the references return `Σ|terms|` beside the value, so that the tolerance follows the data.
 //! *row-invariant*: a row's result depends on that row's inputs alone, bit for bit: not on how many
 //! rows share the call, on their order, or on the number of threads. Prefill, decode and ragged
-//! batches are equal because of it. On a GPU the routed experts (`moe`, both halves in one) have it among
-//! calls of 1 to 256 tokens: every decode step. What more tokens are given depends on how many pairs an
-//! expert has.
+//! batches are equal because of it. On a GPU dense products and routed experts (`moe`, both halves in one)
+//! have it among calls of 1 to 256 rows, attention has it for rows that are alone in their sequence, and
+//! so a step of decode has it as a whole. What more rows are given depends on their number, and on how
+//! many pairs an expert has.
 //!
 //! **Activations.** The products (`matmul`, `moe_gate_up`, `moe_down`) multiply what
 //! [`reference::activations`] makes of their `x` or `a`: the numbers themselves, or their neighbours in
