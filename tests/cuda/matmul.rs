@@ -1,9 +1,9 @@
-//! Dense products: the own kernels up to 8 rows of x and for weights in 8 bits, cuBLAS for more in bf16.
+//! Dense products: of up to 8 rows of x, of more, and in bf16 those of cuBLAS from 257 on.
 
 use crate::common::{Rng, assert_bounded, assert_same_bits};
 use crate::device::{Gpu, Input, device};
-use gpt_oss_puzzle::kernels::cuda::{CudaDense, Projection};
-use gpt_oss_puzzle::kernels::{Dense, Q8_BLOCK, reference};
+use gpt_oss_puzzle::kernels::cuda::{Cuda, CudaDense, INVARIANT_ROWS, Projection};
+use gpt_oss_puzzle::kernels::{Activations, Dense, Q8_BLOCK, reference};
 use half::bf16;
 
 /// What is lost of x in two bf16 parts, 2^-17, in units of f32's epsilon.
@@ -39,6 +39,7 @@ impl Weight {
 
 fn matmul(
     gpu: &Gpu,
+    cuda: &Cuda,
     w: Dense<'_>,
     x: &[f32],
     bias: Option<&[f32]>,
@@ -50,22 +51,30 @@ fn matmul(
     let bias = bias.map(|bias| gpu.input(bias, offset));
     gpu.guarded(x.len() / cols * rows, offset, |out| {
         let bias = bias.as_ref().map(|bias| bias.view());
-        gpu.cuda.matmul(out, &w.view(), &x.view(), bias.as_ref(), rows, cols)
+        cuda.matmul(out, &w.view(), &x.view(), bias.as_ref(), rows, cols)
     })
+}
+
+/// Both ways to take activations.
+fn modes(gpu: &Gpu) -> [(&Cuda, Activations); 2] {
+    [(&gpu.cuda, Activations::Exact), (&gpu.rounded, Activations::Bf16)]
 }
 
 fn check(gpu: &Gpu, rng: &mut Rng, w: Dense<'_>, t: usize, shape: [usize; 2], offset: usize) {
     let [rows, cols] = shape;
     let (x, bias) = (rng.floats(t * cols), rng.floats(rows));
-    for bias in [None, Some(&*bias)] {
-        let want = reference::matmul(w, &x, bias, rows, cols);
-        let got = matmul(gpu, w, &x, bias, shape, offset);
-        let n = cols + 1 + if t > 8 { PARTS } else { 0 };
-        let q8 = matches!(w, Dense::Q8 { .. });
-        let what = format!("T {t}, {shape:?}, offset {offset}, bias {}, q8 {q8}", bias.is_some());
-        assert_bounded(&got, &want, 1.0, n, &what);
-        let again = matmul(gpu, w, &x, bias, shape, offset);
-        assert_same_bits(&again, &got, &format!("{what}, again"));
+    for (cuda, mode) in modes(gpu) {
+        let taken = reference::activations(&x, mode);
+        let parts = if mode == Activations::Exact { PARTS } else { 0 };
+        for bias in [None, Some(&*bias)] {
+            let want = reference::matmul(w, &taken, bias, rows, cols);
+            let got = matmul(gpu, cuda, w, &x, bias, shape, offset);
+            let what =
+                format!("{mode:?}, T {t}, {shape:?}, offset {offset}, bias {}", bias.is_some());
+            assert_bounded(&got, &want, 1.0, cols + 1 + parts, &what);
+            let again = matmul(gpu, cuda, w, &x, bias, shape, offset);
+            assert_same_bits(&again, &got, &format!("{what}, again"));
+        }
     }
 }
 
@@ -77,19 +86,22 @@ fn matmul_is_bounded() {
         let w = rng.bf16s(rows * cols);
         check(gpu, &mut rng, Dense::Bf16(&w), t, [rows, cols], offset);
     };
-    // Around the load of 8 columns, a warp of them (256) and a pass of the block (1024).
-    for cols in [1, 7, 8, 9, 31, 64, 255, 256, 264, 1016, 1024, 1031, 1032] {
+    // Around what a lane loads, a block of columns, a stage, a batch of blocks and a slice.
+    for cols in [1, 7, 8, 9, 31, 32, 33, 64, 120, 128, 191, 192, 200, 384, 391] {
         for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (4, 3), (5, 2), (8, 9), (9, 5)] {
             check_bf16(t, rows, cols, (t + cols / 8) % 3);
         }
     }
-    // The router, and a width of the model at every number of rows that has a kernel of its own.
+    // The router, widths of the model, and the wide slices of a matrix with more rows.
     check_bf16(1, 128, 2880, 0);
-    for t in [2, 4, 7, 8, 17] {
-        check_bf16(t, 9, 2880, 0);
-        check_bf16(t, 9, 4096, 1);
+    check_bf16(7, 9, 2880, 0);
+    check_bf16(17, 9, 4096, 1);
+    check_bf16(2, 257, 1160, 0);
+    check_bf16(9, 257, 1160, 0);
+    // Around the rows of x and of the matrix in a tile; from 257 on it is cuBLAS.
+    for (t, rows) in [(63, 127), (64, 128), (65, 129), (130, 67), (256, 3), (257, 3)] {
+        check_bf16(t, rows, 72, 0);
     }
-    check_bf16(130, 67, 64, 0);
 }
 
 /// Three results side by side, each with the bits it has alone: in either form, and in both.
@@ -108,7 +120,7 @@ fn products_of_one_launch_are_those_of_three() {
                 (true, (quants, scales)) => Dense::Q8 { quants, scales },
             };
             let weights = [0, 1, 2].map(|i| Weight::new(gpu, dense(i), i % 2));
-            for t in [0, 1, 2, 3, 8, 9, 70] {
+            for t in [0, 1, 3, 8, 9, 70, 257] {
                 let x = rng.floats(t * cols);
                 let (input, bias) = (gpu.input(&x, 0), bias.view());
                 let biases = [0, 1, 2].map(|i| (rows[i] == 4).then_some(&bias));
@@ -145,15 +157,13 @@ fn check_q8(gpu: &Gpu, rng: &mut Rng, t: usize, shape: [usize; 2], offset: usize
 fn few_rows_in_8_bits_are_bounded() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(4);
-    // Around a warp of half blocks (512 columns) and a pass of the block (2048).
-    for cols in [32, 64, 96, 480, 512, 544, 2016, 2048, 2080] {
-        for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (4, 3), (5, 2), (6, 4), (8, 9)] {
+    // Around a batch of 8 blocks, and a slice.
+    for cols in [32, 64, 96, 160, 192, 224, 256, 288, 544] {
+        for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (5, 2), (8, 17)] {
             check_q8(gpu, &mut rng, t, [rows, cols], (t + cols / 32) % 3);
         }
     }
-    for t in 1..=8 {
-        check_q8(gpu, &mut rng, t, [9, 2880], 1);
-    }
+    check_q8(gpu, &mut rng, 8, [9, 2880], 1);
     check_q8(gpu, &mut rng, 1, [5, 4096], 0);
 }
 
@@ -161,8 +171,7 @@ fn few_rows_in_8_bits_are_bounded() {
 fn many_rows_in_8_bits_are_bounded() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(5);
-    // Around the 64 and 128 rows of a tile, the 16 that are multiplied at once, and the block that is
-    // fetched at a time.
+    // Around the 64 and 128 rows of a tile, the 8 of x that are multiplied at once, a stage and a slice.
     for (t, shape) in [
         (9, [1, 32]),
         (9, [127, 64]),
@@ -173,51 +182,71 @@ fn many_rows_in_8_bits_are_bounded() {
         (65, [7, 64]),
         (100, [130, 96]),
         (130, [259, 32]),
-        // Around the 8 blocks that a split has at least.
-        (9, [5, 224]),
-        (9, [5, 256]),
-        (70, [5, 288]),
+        (257, [5, 64]),
         (16, [130, 544]),
-        // A width of the model: in as many splits as there are, in some, and in one.
         (9, [9, 2880]),
-        (16, [300, 2880]),
-        (100, [9, 4096]),
-        (130, [259, 544]),
+        (20, [300, 1184]),
     ] {
         check_q8(gpu, &mut rng, t, shape, t % 3);
     }
 }
 
-/// Of up to 8 rows each has the bits it has alone: in every place, beside any others, aligned or not.
-#[test]
-fn few_rows_are_row_invariant() {
-    let Some(gpu) = device() else { return };
-    let mut rng = Rng(2);
-    for shape @ [rows, cols] in [[6, 40], [5, 77], [6, 64], [9, 2880]] {
-        let (w, bias) = (rng.bf16s(rows * cols), rng.floats(rows));
-        let (quants, scales) = reference::q8_encode(&w);
-        let mut forms = vec![Dense::Bf16(&w)];
-        if cols.is_multiple_of(Q8_BLOCK) {
-            forms.push(Dense::Q8 { quants: &quants, scales: &scales });
-        }
-        let x = rng.floats(8 * cols);
-        for w in forms {
-            let run = |x: &[f32], offset| matmul(gpu, w, x, Some(&bias), shape, offset);
-            let alone: Vec<_> = x.chunks(cols).flat_map(|x| run(x, 0)).collect();
-            for t in 2..=8 {
-                for first in [0, 8 - t] {
-                    let got = run(&x[first * cols..(first + t) * cols], t % 2);
-                    let want = &alone[first * rows..(first + t) * rows];
-                    let q8 = matches!(w, Dense::Q8 { .. });
-                    assert_same_bits(
-                        &got,
-                        want,
-                        &format!("{shape:?}, rows {first} and {t}, q8 {q8}"),
-                    );
+/// A row has the bits it has alone in any company of up to 256, in every place of it.
+fn check_invariance(gpu: &Gpu, shape: [usize; 2], numbers: &[usize]) {
+    let [rows, cols] = shape;
+    let mut rng = Rng(2 + cols as u64);
+    let (w, bias) = (rng.bf16s(rows * cols), rng.floats(rows));
+    let (quants, scales) = reference::q8_encode(&w[..rows * cols / Q8_BLOCK * Q8_BLOCK]);
+    let mut forms = vec![Dense::Bf16(&w)];
+    if cols.is_multiple_of(Q8_BLOCK) {
+        forms.push(Dense::Q8 { quants: &quants, scales: &scales });
+    }
+    let most = *numbers.iter().max().unwrap();
+    assert!(most <= INVARIANT_ROWS);
+    let x = rng.floats(most * cols);
+    for (w, (cuda, mode)) in forms.iter().flat_map(|w| modes(gpu).map(|mode| (*w, mode))) {
+        let run = |x: &[f32], offset| matmul(gpu, cuda, w, x, Some(&bias), shape, offset);
+        let all = run(&x, 0);
+        let what = format!("{mode:?}, {shape:?}, q8 {}", matches!(w, Dense::Q8 { .. }));
+        for &t in numbers {
+            for first in [0, (most - t) / 2, most - t] {
+                // As stored and, from other addresses, in the other order.
+                let here = first..first + t;
+                let got = run(&x[here.start * cols..here.end * cols], 0);
+                let want = &all[here.start * rows..here.end * rows];
+                assert_same_bits(&got, want, &format!("{what}, rows {here:?} of {most}"));
+                if first > 0 {
+                    let turned: Vec<_> =
+                        here.clone().rev().flat_map(|i| &x[i * cols..][..cols]).copied().collect();
+                    let got = run(&turned, 1);
+                    let want: Vec<_> = here
+                        .clone()
+                        .rev()
+                        .flat_map(|i| &all[i * rows..][..rows])
+                        .copied()
+                        .collect();
+                    assert_same_bits(&got, &want, &format!("{what}, rows {here:?} turned"));
                 }
             }
         }
     }
+}
+
+#[test]
+fn rows_have_their_bits_in_any_company() {
+    let Some(gpu) = device() else { return };
+    // Slices of 192, 192 and 64 columns; two tiles of the matrix, four of x.
+    check_invariance(gpu, [131, 448], &[1, 2, 3, 8, 9, 16, 17, 64, 65, 255, 256]);
+    // No wide loads.
+    check_invariance(gpu, [5, 205], &[1, 8, 9, 70]);
+    // Two slices of 320 and 264 columns.
+    check_invariance(gpu, [258, 584], &[1, 8, 9, 17]);
+}
+
+#[test]
+fn rows_of_a_models_width_have_their_bits_in_any_company() {
+    let Some(gpu) = device() else { return };
+    check_invariance(gpu, [20, 2880], &[1, 3, 8, 9]);
 }
 
 /// Every pair of a weight's bits and a position reads that weight: x picks one column.
@@ -233,7 +262,7 @@ fn one_hot_inputs_read_every_weight() {
                 for t in 0..t {
                     x[t * cols + (column + t) % cols] = 2.0;
                 }
-                let got = matmul(gpu, Dense::Bf16(&w), &x, None, [7, cols], 0);
+                let got = matmul(gpu, &gpu.cuda, Dense::Bf16(&w), &x, None, [7, cols], 0);
                 for (i, got) in got.iter().enumerate() {
                     let want = 2.0 * w[i % 7 * cols + (column + i / 7) % cols].to_f32();
                     assert_eq!(*got, want, "T {t}, column {column}, [{i}]");
@@ -249,7 +278,7 @@ fn one_hot_inputs_read_every_quant_exactly() {
     let Some(gpu) = device() else { return };
     let shape @ [rows, cols] = [256, 64];
     let quants: Vec<i8> = (0..rows * cols).map(|i| (i / cols + 7 * (i % cols)) as i8).collect();
-    // Zero, the smallest, subnormal and normal, all bits of the mantissa, the largest that few rows take.
+    // Zero, the smallest, subnormal and normal, all bits of the mantissa, nearly the largest.
     let bits = [0x0000, 0x0001, 0x0055, 0x0080, 0x3bff, 0x3c01, 0x3f80, 0x77ff];
     let scales: Vec<_> =
         (0..rows * cols / Q8_BLOCK).map(|i| bf16::from_bits(bits[i / 3 % 8])).collect();
@@ -261,7 +290,7 @@ fn one_hot_inputs_read_every_quant_exactly() {
         for t in 0..t {
             x[t * cols + first + t] = 2.0;
         }
-        let got = matmul(gpu, w, &x, None, shape, 0);
+        let got = matmul(gpu, &gpu.cuda, w, &x, None, shape, 0);
         for (i, got) in got.iter().enumerate() {
             let at = i % rows * cols + first + i / rows;
             let (quant, scale) = (quants[at], scales[at / Q8_BLOCK]);
@@ -278,22 +307,22 @@ fn extremes_pass_through_both_ways() {
     let small = bf16::from_f32(2f32.powi(-30));
     let forms = [Dense::Bf16(&[small; 32]), Dense::Q8 { quants: &[127; 32], scales: &[small] }];
     for (w, t) in forms.into_iter().flat_map(|w| [(w, 1), (w, 9)]) {
-        // Tiles sum a block before they apply its scale, and 32 · 127 times this is a number.
+        // A block is summed before its scale is applied, and 32 · 127 times this is a number.
         let most = match w {
-            Dense::Q8 { .. } if t > 8 => 1.99 * 2f32.powi(115),
+            Dense::Q8 { .. } => 1.99 * 2f32.powi(115),
             _ => f32::MAX,
         };
         for value in [most, -most, most / 1.003, 1.0 + f32::EPSILON, f32::MIN_POSITIVE] {
             let mut x = vec![0.0; t * 32];
             x[(t - 1) * 32..].fill(value);
             let want = reference::matmul(w, &x, None, 1, 32);
-            let got = matmul(gpu, w, &x, None, [1, 32], 0);
+            let got = matmul(gpu, &gpu.cuda, w, &x, None, [1, 32], 0);
             assert_bounded(&got, &want, 1.0, 33 + PARTS, &format!("T {t}, {value}"));
         }
         for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             let mut x = vec![0.0; t * 32];
             x[(t - 1) * 32 + 5] = value;
-            let got = matmul(gpu, w, &x, None, [1, 32], 0);
+            let got = matmul(gpu, &gpu.cuda, w, &x, None, [1, 32], 0);
             assert!(got[..t - 1].iter().all(|y| *y == 0.0), "T {t}: other rows: {got:?}");
             let same = got[t - 1] == value || (got[t - 1].is_nan() && value.is_nan());
             assert!(same, "T {t}, {value}: {}", got[t - 1]);
@@ -309,7 +338,7 @@ fn what_is_no_number_is_not_hidden() {
     scales[3] = bf16::NAN;
     for t in [1, 9] {
         let w = Dense::Q8 { quants: &[3; 192], scales: &scales };
-        let got = matmul(gpu, w, &rng.floats(t * 64), None, [3, 64], 0);
+        let got = matmul(gpu, &gpu.cuda, w, &rng.floats(t * 64), None, [3, 64], 0);
         for (i, y) in got.iter().enumerate() {
             assert_eq!(y.is_nan(), i % 3 == 1, "T {t} [{i}]: {y}");
         }

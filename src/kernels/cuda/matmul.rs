@@ -1,25 +1,23 @@
-//! Dense products: matmul.cu and matmul_q8.cu for few rows; for more, cuBLAS with bf16 weights and
-//! matmul_q8.cu with those in 8 bits.
+//! Dense products: matmul_few.cu for up to 8 rows; for more, matmul_many.cu, or cuBLAS.
 
-use super::cudarc::cublas::{result::gemm_ex, sys};
 use super::cudarc::driver::{
     CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg,
 };
-use super::{Cuda, CudaError, THREADS, blocks, int};
-use crate::kernels::{Q8_BLOCK, elements};
+use super::{Cuda, CudaError, int};
+use crate::kernels::{Activations, Q8_BLOCK, elements};
 use half::bf16;
 
-/// Rows of x that the kernels for few take at once: `MATMUL(8)` is the largest.
-pub const FEW_ROWS: usize = 8;
+/// Up to so many rows of x, the bits of a row of the result do not depend on the others.
+pub const INVARIANT_ROWS: usize = 256;
 
-/// Rows of the weight per block: `ROWS` in matmul.cuh.
-const ROWS: usize = 4;
+/// Rows of x that matmul_few.cu takes: `TOKENS` in matmul.cuh.
+const FEW_ROWS: usize = 8;
 
-/// Threads per block: `COLUMN_THREADS` in matmul.cuh.
-const COLUMN_THREADS: usize = 128;
+/// Rows of a matrix per block of threads: `ROWS` in matmul.cuh.
+const ROWS: usize = 16;
 
-/// Most columns that a thread reads at once: `HALF` in matmul_q8.cu.
-const MOST_AT_ONCE: usize = 16;
+/// Most slices of a row: `MOST_SLICES` in matmul.cuh.
+const MOST_SLICES: usize = 16;
 
 /// A dense matrix `[rows, cols]` on the device, see [`Dense`](crate::kernels::Dense).
 #[derive(Debug)]
@@ -46,34 +44,48 @@ pub struct Projection<'a> {
     pub rows: usize,
 }
 
-/// Products of one launch at most: `Matrices` in matmul.cuh.
+/// Products of one call at most: `Matrices` in matmul.cuh.
 const MOST: usize = 3;
 
 /// A [`Projection`] and its result as the kernels take them: addresses, 0 for none.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Matrix {
-    out: u64,
-    weight: u64,
+pub(super) struct Matrix {
+    pub(super) out: u64,
+    pub(super) weight: u64,
     scales: u64,
-    bias: u64,
-    rows: i32,
-    blocks: i32,
+    pub(super) bias: u64,
+    pub(super) sums: u64,
+    pub(super) rows: i32,
+    pub(super) blocks: i32,
+    pub(super) slice: i32,
+    pub(super) splits: i32,
 }
 
 // SAFETY: plain numbers in C's order, without padding between them.
 unsafe impl DeviceRepr for Matrix {}
 
+/// Those of a launch. The ones that are not there have no rows.
+pub(super) type Matrices = [Matrix; MOST];
+
+/// Columns of a slice: the order of additions, so it depends on the shape alone. Of a matrix with few rows
+/// they are narrow, since there is nothing else to share out.
+fn slice(rows: usize, cols: usize) -> usize {
+    let wanted = if rows <= 256 { 192 } else { 576 };
+    let slices = cols.div_ceil(wanted).min(MOST_SLICES);
+    cols.div_ceil(slices).next_multiple_of(64)
+}
+
 impl Cuda {
     /// `out[t,o] = bias[o] + Σ_i weight[o,i]·x[t,i]` with `weight: [rows, cols]`, `x: [T, cols]`,
     /// `bias: [rows]`, `out: [T, rows]`.
     ///
-    /// Of up to 8 rows of x each is row-invariant. More go through tensor cores (those of cuBLAS with bf16
-    /// weights), where the order of summation may change with T and x is taken apart into two bf16, which
-    /// leaves 2^-17 of it out.
+    /// Of up to [`INVARIANT_ROWS`] rows of x each is row-invariant. More of them go through cuBLAS with bf16
+    /// weights, where the order of summation may change with T. x is taken apart into two bf16, which leaves
+    /// 2^-17 of it out, or rounded to one, as the [`Activations`] of these kernels say.
     ///
-    /// In 8 bits every weight is exact: quant times scale, not rounded to bf16. Scales from 2^113 on (with
-    /// up to 8 rows) and values of x from 2^116 on (with more) may overflow in between.
+    /// In 8 bits every weight is exact: quant times scale, not rounded to bf16; rows of x are row-invariant at
+    /// any number. Values of x from 2^116 on may overflow in between.
     ///
     /// # Panics
     ///
@@ -92,7 +104,7 @@ impl Cuda {
     }
 
     /// [`Cuda::matmul`] of several weights with the same `x: [T, cols]`; the results `[T, rows]` lie in
-    /// `out` one after another. Of up to 8 rows of x that is one launch, and each has the bits it has alone.
+    /// `out` one after another, each with the bits it has alone.
     ///
     /// # Panics
     ///
@@ -110,27 +122,17 @@ impl Cuda {
         projections.iter().for_each(|projection| self.check(projection, x, cols));
         let all = elements([t, projections.iter().map(|p| p.rows).sum()]);
         assert_eq!(out.len(), all, "out");
-        let is_q8 = |p: &Projection<'_>| matches!(p.weight, CudaDense::Q8 { .. });
-        let q8 = projections.iter().filter(|p| is_q8(p)).count();
-        if t <= FEW_ROWS && (q8 == 0 || q8 == N) {
-            return self.matmul_few(out, projections, x, cols, q8 > 0);
+        let q8 = |p: &Projection<'_>| matches!(p.weight, CudaDense::Q8 { .. });
+        let all_q8 = projections.iter().all(q8);
+        if all_q8 || !projections.iter().any(q8) {
+            return self.products(out, projections, x, cols, all_q8);
         }
         let mut start = 0;
         for projection in projections {
-            let Projection { weight, bias, rows } = projection;
-            let out = &mut out.slice_mut(start..start + t * rows);
-            start += t * rows;
-            match weight {
-                _ if rows == 0 => Ok(()),
-                _ if t <= FEW_ROWS => {
-                    let q8 = is_q8(&projection);
-                    self.matmul_few(out, [projection], x, cols, q8)
-                }
-                CudaDense::Bf16(weight) => self.matmul_many(out, weight, x, bias, rows, cols),
-                CudaDense::Q8 { quants, scales } => {
-                    self.matmul_q8_many(out, quants, scales, x, bias, rows, cols)
-                }
-            }?;
+            let n = t * projection.rows;
+            let (q8, out) = (q8(&projection), &mut out.slice_mut(start..start + n));
+            self.products(out, [projection], x, cols, q8)?;
+            start += n;
         }
         Ok(())
     }
@@ -152,8 +154,8 @@ impl Cuda {
         assert!(bias.is_none_or(|b| b.len() == *rows), "bias");
     }
 
-    /// See [`Cuda::matmul_each`], which checked the arguments.
-    fn matmul_few<const N: usize>(
+    /// See [`Cuda::matmul_each`], which checked the arguments. Weights are all in 8 bits or none.
+    fn products<const N: usize>(
         &self,
         out: &mut CudaViewMut<'_, f32>,
         projections: [Projection<'_>; N],
@@ -161,23 +163,28 @@ impl Cuda {
         cols: usize,
         q8: bool,
     ) -> Result<(), CudaError> {
+        // Within the rows of a tile, offsets are 32 bits wide.
+        int(128 * (cols + 64));
         let t = x.len() / cols;
-        let (source, name) = match t {
-            0 => return Ok(()),
-            1 if q8 => ("matmul_q8", "matmul_q8_1"),
-            2 if q8 => ("matmul_q8", "matmul_q8_2"),
-            3..=4 if q8 => ("matmul_q8", "matmul_q8_4"),
-            _ if q8 => ("matmul_q8", "matmul_q8_8"),
-            1 => ("matmul", "matmul_1"),
-            2 => ("matmul", "matmul_2"),
-            3..=4 => ("matmul", "matmul_4"),
-            _ => ("matmul", "matmul_8"),
-        };
-        let kernel = self.kernel(source, name)?;
-        // Within x and within the rows of a block, offsets are 32 bits wide.
-        int(FEW_ROWS * cols + COLUMN_THREADS * MOST_AT_ONCE);
+        let matrices = self.matrices(out, projections, t, cols);
+        match t {
+            0 => Ok(()),
+            ..=FEW_ROWS => self.matmul_few(matrices, x, cols, q8),
+            _ if q8 || t <= INVARIANT_ROWS => self.matmul_many(matrices, x, cols, q8),
+            _ => self.matmul_blas(matrices, x, cols),
+        }
+    }
+
+    /// The matrices of a launch, without what depends on the kernel; of their results one is behind the other.
+    fn matrices<const N: usize>(
+        &self,
+        out: &mut CudaViewMut<'_, f32>,
+        projections: [Projection<'_>; N],
+        t: usize,
+        cols: usize,
+    ) -> Matrices {
         let stream = self.stream();
-        let (mut matrices, mut start) = ([Matrix::default(); MOST], out.device_ptr_mut(stream).0);
+        let (mut matrices, mut start) = (Matrices::default(), out.device_ptr_mut(stream).0);
         for (matrix, Projection { weight, bias, rows }) in matrices.iter_mut().zip(projections) {
             let (weight, scales) = match weight {
                 CudaDense::Bf16(weight) => (weight.device_ptr(stream).0, 0),
@@ -186,81 +193,41 @@ impl Cuda {
                 }
             };
             let bias = bias.map_or(0, |bias| bias.device_ptr(stream).0);
-            let (out, blocks) = (start, rows.div_ceil(ROWS));
-            *matrix = Matrix { out, weight, scales, bias, rows: int(rows), blocks: int(blocks) };
-            start += (t * rows * size_of::<f32>()) as u64;
+            let (out, rows, slice) = (start, int(rows), int(slice(rows, cols)));
+            *matrix = Matrix { out, weight, scales, bias, rows, slice, ..Matrix::default() };
+            start += (t * rows as usize * size_of::<f32>()) as u64;
         }
-        let blocks: usize = matrices.iter().map(|matrix| matrix.blocks as usize).sum();
-        let (tokens, i) = (int(t), int(cols));
-        let mut call = kernel.call();
-        call.arg(&matrices).arg(x).arg(&tokens).arg(&i);
-        // SAFETY: a block is of one of the matrices. Rows and tokens behind the last are read as the last and
-        // not written; columns end at `cols`. The lengths hold the rest, bias is `rows` long or null, and
-        // wide loads are aligned.
-        unsafe { kernel.launch(call, [blocks, 1, 1], COLUMN_THREADS) }
+        matrices
     }
 
-    fn matmul_many(
+    /// Up to [`FEW_ROWS`] rows of x, see [`Cuda::products`].
+    fn matmul_few(
         &self,
-        out: &mut CudaViewMut<'_, f32>,
-        weight: &CudaView<'_, bf16>,
+        mut matrices: Matrices,
         x: &CudaView<'_, f32>,
-        bias: Option<&CudaView<'_, f32>>,
-        rows: usize,
         cols: usize,
+        q8: bool,
     ) -> Result<(), CudaError> {
-        let t = x.len() / cols;
-        let mut hi = self.scratch::<bf16>(x.len())?;
-        let mut lo = self.scratch::<bf16>(x.len())?;
-        let n = x.len() as u64;
-        let kernel = self.kernel("matmul", "matmul_split")?;
+        let (mut blocks, mut warps) = (0, 1);
+        for matrix in matrices.iter_mut().filter(|matrix| matrix.rows > 0) {
+            let of_matrix = (matrix.rows as usize).div_ceil(ROWS);
+            matrix.blocks = int(of_matrix);
+            blocks += of_matrix;
+            warps = warps.max(cols.div_ceil(matrix.slice as usize));
+        }
+        let (tokens, i) = (int(x.len() / cols), int(cols));
+        let name = match (q8, self.activations) {
+            (false, Activations::Exact) => "matmul_few_exact",
+            (false, Activations::Bf16) => "matmul_few_bf16",
+            (true, Activations::Exact) => "matmul_q8_few_exact",
+            (true, Activations::Bf16) => "matmul_q8_few_bf16",
+        };
+        let kernel = self.kernel("matmul_few", name)?;
         let mut call = kernel.call();
-        call.arg(&mut hi).arg(&mut lo).arg(x).arg(&n);
-        // SAFETY: both parts are as long as x.
-        unsafe { kernel.launch(call, blocks(x.len()), THREADS) }?;
-        if let Some(bias) = bias {
-            let (o, n, grid) = (int(rows), out.len() as u64, blocks(out.len()));
-            let kernel = self.kernel("matmul", "matmul_bias")?;
-            let mut call = kernel.call();
-            call.arg(&mut *out).arg(bias).arg(&o).arg(&n);
-            // SAFETY: writes the n values of out; bias is `rows` long.
-            unsafe { kernel.launch(call, grid, THREADS) }?;
-        }
-        // cuBLAS counts columns first: weight is [cols, rows], x [cols, T], out [rows, T].
-        let (m, n, k) = (int(rows), int(t), int(cols));
-        let stream = self.stream();
-        let (weight, _weight) = weight.device_ptr(stream);
-        let (out, _out) = out.device_ptr_mut(stream);
-        for (part, add) in [(&hi, bias.is_some()), (&lo, true)] {
-            let (part, _part) = part.device_ptr(stream);
-            let (alpha, beta) = (1f32, f32::from(u8::from(add)));
-            // SAFETY: the three matrices have these shapes without gaps, which the lengths hold; alpha and
-            // beta are f32, as the type of the sums says.
-            let done = unsafe {
-                gemm_ex(
-                    *self.blas.handle(),
-                    sys::cublasOperation_t::CUBLAS_OP_T,
-                    sys::cublasOperation_t::CUBLAS_OP_N,
-                    m,
-                    n,
-                    k,
-                    (&raw const alpha).cast(),
-                    weight as *const _,
-                    sys::cudaDataType::CUDA_R_16BF,
-                    k,
-                    part as *const _,
-                    sys::cudaDataType::CUDA_R_16BF,
-                    k,
-                    (&raw const beta).cast(),
-                    out as *mut _,
-                    sys::cudaDataType::CUDA_R_32F,
-                    m,
-                    sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                    sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-                )
-            };
-            done.map_err(|e| CudaError::new("cublasGemmEx", e))?;
-        }
-        Ok(())
+        call.arg(&matrices).arg(x).arg(&tokens).arg(&i);
+        // SAFETY: a block is of one of the matrices, and has a warp for each of its slices. Rows behind the
+        // last are read as the last and not written, tokens behind the last not at all; columns end at
+        // `cols`. The lengths hold the rest, bias is `rows` long or null, and wide loads are aligned.
+        unsafe { kernel.launch(call, [blocks, 1, 1], 32 * warps) }
     }
 }

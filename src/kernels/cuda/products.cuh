@@ -16,6 +16,16 @@ __device__ __forceinline__ uint4 load_once(const uint4 *p) {
 #endif
 }
 
+__device__ __forceinline__ uint2 load_once(const uint2 *p) {
+#if defined(__CUDACC__)
+    uint2 v;
+    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+
 // N sums over the warp, N a power of two up to 32: lane l gets the sum of v[l / (32 / N)] of all
 // lanes. While more than one is left, a lane hands half of them to its partner: N − 1 shuffles and
 // a few, not 5·N. Every sum is added in the order of warp_sum, whatever N and its place.

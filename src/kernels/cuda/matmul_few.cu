@@ -1,0 +1,162 @@
+// matmul for up to eight rows of x: weights go from memory straight to registers, see matmul.cuh for
+// what is added and in which order.
+//
+// A block of threads computes 16 rows of a matrix, a warp of it one slice. Of 5120 x 2880 that makes 320
+// blocks of 5 warps, 12 warps on each of 132 multiprocessors, all resident; each has asked for 4 to 8 KB
+// before it waits: 48 KB and more, where 4.3 TB/s at a latency of 0.7 us need 23 KB. Of 128 x 2880, with
+// narrower slices, it is 8 blocks of 15 warps, which ask for two thirds of all at once.
+//
+// Every warp takes x apart for itself, from the first cache: about 60 of the 90 instructions per 1 KB of
+// weights. A multiprocessor issues four in the clock, so 8,500 of those take 0.11 ms of the head's 0.27.
+#include "matmul.cuh"
+
+namespace {
+
+constexpr int SUMS = ROWS * TOKENS;
+
+// Eight values of a row of x, of which `left` are there, in parts.
+template <int PARTS, bool WIDE>
+__device__ __forceinline__ void load_x(uint4 (&parts)[PARTS], const float *x, int left) {
+    float4 a = make_float4(0, 0, 0, 0), b = a;
+    if (WIDE && left > 0) {
+        a = __ldg(reinterpret_cast<const float4 *>(x));
+        b = __ldg(reinterpret_cast<const float4 *>(x) + 1);
+    } else if (left > 0) {
+        a = load4(x, 0, left, false);
+        if (left > 4) b = load4(x, 4, left, false);
+    }
+    uint4 hi, lo;
+    split_bf16x2(hi.x, lo.x, a.x, a.y), split_bf16x2(hi.y, lo.y, a.z, a.w);
+    split_bf16x2(hi.z, lo.z, b.x, b.y), split_bf16x2(hi.w, lo.w, b.z, b.w);
+    parts[0] = hi;
+    if constexpr (PARTS == 2) parts[1] = lo;
+}
+
+// Weights of a number of blocks of 32 columns on their way from memory, a lane's eight of two rows of
+// each.
+template <class Format, bool WIDE> struct Batch {
+    // 4 KB for a warp.
+    static constexpr int BLOCKS = 8 / sizeof(typename Format::Value);
+    typename Format::Eight of[BLOCKS][2];
+    uint16_t scales[(BLOCKS + 3) / 4][2];  // lane q of four has blocks q, q + 4
+
+    // Blocks [first, end) of rows of `cols`, at most BLOCKS.
+    __device__ __forceinline__ void load(const typename Format::Value *const (&row)[2],
+                                         const uint16_t *const (&scale)[2], int first, int end,
+                                         int cols) {
+        const int q = threadIdx.x % 4;
+#pragma unroll
+        for (int i = 0; i < BLOCKS; i++) {
+            const int c = (first + i) * BLOCK + 8 * q;
+            if (first + i >= end) break;
+#pragma unroll
+            for (int r = 0; r < 2; r++) {
+                of[i][r] = {};
+                if constexpr (!WIDE)
+                    of[i][r] = gather8(row[r] + c, cols - c);
+                else if (c < cols)
+                    of[i][r] = load_once(
+                        reinterpret_cast<const typename Format::Eight *>(row[r] + c));
+            }
+        }
+        if constexpr (Format::SCALED) {
+#pragma unroll
+            for (int i = 0; i < (BLOCKS + 3) / 4; i++) {
+                const int block = min(first + 4 * i + q, end - 1);
+                scales[i][0] = __ldg(scale[0] + block), scales[i][1] = __ldg(scale[1] + block);
+            }
+        }
+    }
+
+    __device__ __forceinline__ float scale(int i, int r) const {
+        const int from = threadIdx.x % 32 / 4 * 4 + i % 4;
+        return bf16_to_f32(__shfl_sync(ALL_LANES, scales[i / 4][r], from));
+    }
+};
+
+// A slice's sums for eight rows of x.
+template <class Format, int PARTS, bool WIDE>
+__device__ __forceinline__ void add_slice(float (&sum)[1][4], const Matrix &matrix, const float *x,
+                                          int first_row, int tokens, int cols, int slice) {
+    using Weights = Batch<Format, WIDE>;
+    using Value = typename Format::Value;
+    const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, blocks = (cols + 31) / BLOCK;
+    const Value *row[2];
+    const uint16_t *scales[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int at = min(first_row + g + 8 * r, matrix.rows - 1);
+        row[r] = static_cast<const Value *>(matrix.weight) + size_t(at) * cols;
+        scales[r] = matrix.scales + size_t(at) * blocks;
+    }
+    x += size_t(g) * cols;
+
+    int first = slice * (matrix.slice / BLOCK);
+    const int end = min(first + matrix.slice / BLOCK, blocks);
+    Weights weights;
+    weights.load(row, scales, first, end, cols);
+#pragma unroll 1
+    for (; first < end; first += Weights::BLOCKS) {
+        Weights next;
+        if (first + Weights::BLOCKS < end)
+            next.load(row, scales, first + Weights::BLOCKS, end, cols);
+#pragma unroll
+        for (int i = 0; i < Weights::BLOCKS; i++) {
+            if (first + i >= end) break;
+            const int c = (first + i) * BLOCK + 8 * q;
+            uint4 parts[1][PARTS];
+            load_x<PARTS, WIDE>(parts[0], x + c, g < tokens ? cols - c : 0);
+            const uint4 a[2] = {Format::words(weights.of[i][0]), Format::words(weights.of[i][1])};
+            if constexpr (Format::SCALED)
+                add_block<Format>(sum, a, parts, weights.scale(i, 0), weights.scale(i, 1));
+            else
+                add_block<Format>(sum, a, parts, 1.0f, 1.0f);
+        }
+        weights = next;
+    }
+}
+
+template <class Format, int PARTS>
+__device__ void matmul_few(float (&sums)[MOST_SLICES][SUMS], const Matrices &matrices,
+                           const float *x, int tokens, int cols) {
+    int block = blockIdx.x;
+    const Matrix &matrix = matrix_of_block(matrices, block);
+    const int first_row = block * ROWS, slices = (cols + matrix.slice - 1) / matrix.slice;
+    const int slice = threadIdx.x / 32, lane = threadIdx.x % 32;
+    if (slice < slices) {
+        float sum[1][4] = {};
+        const bool wide = Format::SCALED || (cols % 8 == 0 && aligned16(matrix.weight) &&
+                                             aligned16(x));
+        if (wide)
+            add_slice<Format, PARTS, true>(sum, matrix, x, first_row, tokens, cols, slice);
+        else if constexpr (!Format::SCALED)
+            add_slice<Format, PARTS, false>(sum, matrix, x, first_row, tokens, cols, slice);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            sums[slice][(lane % 4 * 2 + i % 2) * ROWS + lane / 4 + i / 2 * 8] = sum[0][i];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < SUMS; i += blockDim.x) {
+        const int token = i / ROWS, row = first_row + i % ROWS;
+        if (token >= tokens || row >= matrix.rows) continue;
+        float y = 0.0f;
+        for (int s = 0; s < slices; s++) y += sums[s][i];
+        if (matrix.bias) y += matrix.bias[row];
+        matrix.out[size_t(token) * matrix.rows + row] = y;
+    }
+}
+
+}  // namespace
+
+// Grid: the blocks of all matrices, 16 rows each; a warp for each slice.
+#define MATMUL_FEW(name, Format, PARTS)                                                            \
+    extern "C" __global__ void __launch_bounds__(32 * MOST_SLICES)                                 \
+        name(Matrices matrices, const float *__restrict__ x, int tokens, int cols) {               \
+        __shared__ float sums[MOST_SLICES][SUMS];                                                  \
+        matmul_few<Format, PARTS>(sums, matrices, x, tokens, cols);                                \
+    }
+
+MATMUL_FEW(matmul_few_exact, Bf16, 2)
+MATMUL_FEW(matmul_few_bf16, Bf16, 1)
+MATMUL_FEW(matmul_q8_few_exact, Q8, 2)
+MATMUL_FEW(matmul_q8_few_bf16, Q8, 1)
