@@ -1,14 +1,15 @@
 // matmul: out[t,o] = Σ_i w[o,i]·x[t,i] + bias[o], w: [O,I] bf16 or 8 bits, x: [T,I] f32, on tensor
-// cores: weights are the 16-row operand of mma, rows of x its eight columns, in one or two bf16 parts.
+// cores: weights are the 16-row operand of mma, rows of x its eight columns, in one or two bf16
+// parts.
 //
 // The order of additions, the same in every kernel and for every number of rows of x:
 //
 //  - The columns are cut into slices, as many and as wide as the matrix's shape alone says.
-//  - Within a slice they are taken 32 at a time, in order. Lane q of four has features 8q .. 8q + 8 of
-//    them, which are two products of 16: first those of its words 0 and 1, then of 2 and 3. Each is
-//    multiplied with hi, then with lo.
-//  - bf16: all of that goes into one accumulator. 8 bits: into one for each 32, a block, whose sum is
-//    multiplied by the block's scale and added by one FMA: every weight is exact.
+//  - Within a slice they are taken 32 at a time, in order. Lane q of four has features 8q .. 8q + 8
+//    of them, which are two products of 16: first those of its words 0 and 1, then of 2 and 3. Each
+//    is multiplied with hi, then with lo.
+//  - bf16: all of that goes into one accumulator. 8 bits: into one for each 32, a block, whose sum
+//    is multiplied by the block's scale and added by one FMA: every weight is exact.
 //  - Slices are added to 0 in order, then the bias.
 //
 // Of an mma an element depends on its row, its column and the accumulator. So a row of the result
@@ -28,8 +29,8 @@ struct Matrix {
     int splits;              // the slices, where each has a block of its own, or 1
 };
 
-// Matrices that are multiplied with the same x, in one launch: some of a layer are so small that the
-// launch would take longer than the product. Those that are not there have no blocks.
+// Matrices that are multiplied with the same x, in one launch: some of a layer are so small that
+// the launch would take longer than the product. Those that are not there have no blocks.
 struct Matrices {
     Matrix of[3];
 };
@@ -108,9 +109,9 @@ struct Q8 {
     }
 };
 
-// sum[m] += 32 columns of 16 rows times those of eight rows of x, M times. A lane has its eight features
-// of rows lane / 4 and lane / 4 + 8 in `a`, of row lane / 4 of the m-th x in x[m]; `low` and `high` are
-// the scales of the two rows.
+// sum[m] += 32 columns of 16 rows times those of eight rows of x, M times. A lane has its eight
+// features of rows lane / 4 and lane / 4 + 8 in `a`, of row lane / 4 of the m-th x in x[m]; `low`
+// and `high` are the scales of the two rows.
 template <class Format, int PARTS, int M>
 __device__ __forceinline__ void add_block(float (*sum)[4], const uint4 (&a)[2],
                                           const uint4 (&x)[M][PARTS], float low, float high) {

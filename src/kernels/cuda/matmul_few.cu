@@ -1,42 +1,44 @@
-// matmul for up to eight rows of x: weights go from memory straight to registers, see matmul.cuh for
-// what is added and in which order.
+// matmul for up to eight rows of x: weights go from memory straight to registers, see matmul.cuh
+// for what is added and in which order.
 //
-// A block of threads computes 16 rows of a matrix, a warp of it one slice. Of 5120 x 2880 that makes 320
-// blocks of 5 warps, 12 warps on each of 132 multiprocessors, all resident; each has asked for 4 to 8 KB
-// before it waits: 48 KB and more, where 4.3 TB/s at a latency of 0.7 us need 23 KB. Of 128 x 2880, with
-// narrower slices, it is 8 blocks of 15 warps, which ask for two thirds of all at once.
+// A block of threads computes 16 rows of a matrix, a warp of it one slice. Of 5120 x 2880 that
+// makes 320 blocks of 5 warps, 12 warps on each of 132 multiprocessors, all resident; each has
+// asked for 4 to 8 KB before it waits: 48 KB and more, where 4.3 TB/s at a latency of 0.7 us need
+// 23 KB. Of 128 x 2880, with narrower slices, it is 8 blocks of 15 warps, which ask for two thirds
+// of all at once.
 //
-// Every warp takes x apart for itself, from the first cache: about 60 of the 90 instructions per 1 KB of
-// weights. A multiprocessor issues four in the clock, so 8,500 of those take 0.11 ms of the head's 0.27.
+// Every warp takes x apart for itself, from the first cache: about 60 of the 90 instructions per 1
+// KB of weights. A multiprocessor issues four in the clock, so 8,500 of those take 0.11 ms of the
+// head's 0.27.
 #include "matmul.cuh"
 
 namespace {
 
 constexpr int SUMS = ROWS * TOKENS;
+constexpr int X_BLOCKS = 2;  // whose x is asked for at once
 
-// Eight values of a row of x, of which `left` are there, in parts.
-template <int PARTS, bool WIDE>
-__device__ __forceinline__ void load_x(uint4 (&parts)[PARTS], const float *x, int left) {
-    float4 a = make_float4(0, 0, 0, 0), b = a;
-    if (WIDE && left > 0) {
-        a = __ldg(reinterpret_cast<const float4 *>(x));
-        b = __ldg(reinterpret_cast<const float4 *>(x) + 1);
-    } else if (left > 0) {
-        a = load4(x, 0, left, false);
-        if (left > 4) b = load4(x, 4, left, false);
+// Eight values of a row of x.
+struct Values {
+    float4 low, high;
+
+    // Of them `left` are there; the others are 0.
+    template <bool WIDE> __device__ __forceinline__ void load(const float *x, int left) {
+        low = high = make_float4(0, 0, 0, 0);
+        if (left > 0) low = load4(x, 0, left, WIDE);
+        if (left > 4) high = load4(x, 4, left, WIDE);
     }
-    uint4 hi, lo;
-    split_bf16x2(hi.x, lo.x, a.x, a.y), split_bf16x2(hi.y, lo.y, a.z, a.w);
-    split_bf16x2(hi.z, lo.z, b.x, b.y), split_bf16x2(hi.w, lo.w, b.z, b.w);
-    parts[0] = hi;
-    if constexpr (PARTS == 2) parts[1] = lo;
-}
+    template <int PARTS> __device__ __forceinline__ void split(uint4 (&parts)[PARTS]) const {
+        uint4 lo;
+        split_bf16x8(parts[0], lo, low, high);
+        if constexpr (PARTS == 2) parts[1] = lo;
+    }
+};
 
-// Weights of a number of blocks of 32 columns on their way from memory, a lane's eight of two rows of
-// each.
+// Weights of a number of blocks of 32 columns on their way from memory, a lane's eight of two rows
+// of each.
 template <class Format, bool WIDE> struct Batch {
-    // 4 KB for a warp.
-    static constexpr int BLOCKS = 8 / sizeof(typename Format::Value);
+    // 4 KB for a warp, 3 with scales.
+    static constexpr int BLOCKS = Format::SCALED ? 6 : 4;
     typename Format::Eight of[BLOCKS][2];
     uint16_t scales[(BLOCKS + 3) / 4][2];  // lane q of four has blocks q, q + 4
 
@@ -101,16 +103,25 @@ __device__ __forceinline__ void add_slice(float (&sum)[1][4], const Matrix &matr
         if (first + Weights::BLOCKS < end)
             next.load(row, scales, first + Weights::BLOCKS, end, cols);
 #pragma unroll
-        for (int i = 0; i < Weights::BLOCKS; i++) {
-            if (first + i >= end) break;
-            const int c = (first + i) * BLOCK + 8 * q;
-            uint4 parts[1][PARTS];
-            load_x<PARTS, WIDE>(parts[0], x + c, g < tokens ? cols - c : 0);
-            const uint4 a[2] = {Format::words(weights.of[i][0]), Format::words(weights.of[i][1])};
-            if constexpr (Format::SCALED)
-                add_block<Format>(sum, a, parts, weights.scale(i, 0), weights.scale(i, 1));
-            else
-                add_block<Format>(sum, a, parts, 1.0f, 1.0f);
+        for (int from = 0; from < Weights::BLOCKS; from += X_BLOCKS) {
+            Values values[X_BLOCKS];
+#pragma unroll
+            for (int i = 0; i < X_BLOCKS; i++) {
+                const int block = first + from + i, c = block * BLOCK + 8 * q;
+                values[i].load<WIDE>(x + c, g < tokens && block < end ? cols - c : 0);
+            }
+#pragma unroll
+            for (int i = from; i < from + X_BLOCKS; i++) {
+                if (first + i >= end) break;
+                uint4 parts[1][PARTS];
+                values[i - from].split(parts[0]);
+                const uint4 a[2] = {Format::words(weights.of[i][0]),
+                                    Format::words(weights.of[i][1])};
+                if constexpr (Format::SCALED)
+                    add_block<Format>(sum, a, parts, weights.scale(i, 0), weights.scale(i, 1));
+                else
+                    add_block<Format>(sum, a, parts, 1.0f, 1.0f);
+            }
         }
         weights = next;
     }

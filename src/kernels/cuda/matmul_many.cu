@@ -1,17 +1,17 @@
 // matmul for more than eight rows of x, and what prepares as many for a library's product: see
 // matmul.cuh for what is added and in which order.
 //
-// A block of threads computes 128 rows of a matrix for 64 of x. Stages of 64 columns of both come by
-// copies of 16 bytes while others are multiplied: with bf16 in two parts three stages of 32 KB, of which
-// two are under way; two blocks fit a multiprocessor of 228 KB, one that of 99. Weights are read from
-// memory once: the up to four blocks that need the same ones stand beside each other. Where there are too
-// few tiles for the device every slice has a block of its own; 5120 x 2880 are 200 blocks then, which
-// ask for 48 KB of weights on each of 132 multiprocessors, where 4.3 TB/s at 0.7 us need 23 KB. Their
-// sums go through memory, and a kernel adds them.
+// A block of threads computes 128 rows of a matrix for 64 of x. Stages of 64 columns of both come
+// by copies of 16 bytes while others are multiplied: with bf16 in two parts three stages of 32 KB,
+// of which two are under way; two blocks fit a multiprocessor of 228 KB, one that of 99. Weights
+// are read from memory once: the up to four blocks that need the same ones stand beside each other.
+// Where there are too few tiles for the device every slice has a block of its own; 5120 x 2880 are
+// 200 blocks then, which ask for 48 KB of weights on each of 132 multiprocessors, where 4.3 TB/s at
+// 0.7 us need 23 KB. Their sums go through memory, and a kernel adds them.
 //
-// Of eight warps each has 32 rows of the matrix for 32 of x. Products with rows of x that do not exist
-// are left out by eights. A lane reads 16 bytes of a row at a time, which are operands as they are; they
-// lie where no two of eight lanes ask for the same bank.
+// Of eight warps each has 32 rows of the matrix for 32 of x. Products with rows of x that do not
+// exist are left out by eights. A lane reads 16 bytes of a row at a time, which are operands as
+// they are; they lie where no two of eight lanes ask for the same bank.
 #include "async.cuh"
 #include "matmul.cuh"
 
@@ -20,22 +20,27 @@ namespace {
 constexpr int TILE_ROWS = 128, TILE_TOKENS = 64, TILE_COLUMNS = 64;
 constexpr int TILE_THREADS = 256;
 constexpr int SHARED = 96 << 10;  // bytes, of all stages
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+constexpr int RESIDENT = 2;  // blocks of a multiprocessor
+#else
+constexpr int RESIDENT = 1;
+#endif
 constexpr int WARP_ROWS = 2;      // times ROWS
 constexpr int WARP_TOKENS = 4;    // times TOKENS
 
-// What a block of threads multiplies. Rows behind the last are what the shared memory held, and so are
-// their sums, which nobody writes.
+// What a block of threads multiplies. Rows behind the last are what the shared memory held, and so
+// are their sums, which nobody writes.
 struct Tile {
     const void *weight;     // of the first row
     const uint16_t *scales;
-    const uint16_t *parts;  // of x, of the first token: [part][part_stride / width][width]
-    size_t part_stride;
+    const uint4 *parts;     // of x, of the first token: [part][all][eights]
+    int all, eights;
     int rows, tokens;       // from the first on
-    int cols, width;
+    int cols;
 };
 
-// A stage of shared memory: 64 columns of the tile's weights, then of each part of x. A row of 128 bytes
-// has piece p, 16 bytes, at p ^ 4 when it is odd; one of 64 at p ^ 2 when half of it is.
+// A stage of shared memory: 64 columns of the tile's weights, then of each part of x. A row of 128
+// bytes has piece p, 16 bytes, at p ^ 4 when it is odd; one of 64 at p ^ 2 when half of it is.
 template <class Format, int PARTS> struct Stage {
     using Value = typename Format::Value;
     static constexpr int EACH = 16 / sizeof(Value);      // columns of a piece
@@ -67,20 +72,20 @@ template <class Format, int PARTS> struct Stage {
         }
         const int token = threadIdx.x / 8, eight = threadIdx.x % 8;
         const uint32_t x = at + WEIGHTS + (token * 8 + (eight ^ token % 2 * 4)) * 16;
-        const uint16_t *values = tile.parts + (token * tile.width + column + 8 * eight);
+        const uint4 *values = tile.parts + (token * tile.eights + column / 8 + eight);
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
 #pragma unroll
             for (int i = 0; i < TILE_TOKENS; i += TILE_THREADS / 8) {
                 if (token + i >= tile.tokens) break;
                 async_copy16(x + part * X + i * 128,
-                             values + part * tile.part_stride + i * tile.width);
+                             values + (size_t(part * tile.all) + i) * tile.eights);
             }
         }
     }
 
-    // Where a lane's eight features of the first block lie in rows from `row` on; those of the second
-    // are at this ^ half a row.
+    // Where a lane's eight features of the first block lie in rows from `row` on; those of the
+    // second are at this ^ half a row.
     static __device__ __forceinline__ uint32_t weights_at(int row) {
         const int q = threadIdx.x % 4;
         if (PIECES == 8) return (row * 8 + (q ^ row % 2 * 4)) * 16;
@@ -117,8 +122,8 @@ struct Scales {
 
 using Sums = float[WARP_ROWS][WARP_TOKENS][4];
 
-// sum += a stage. `row` and `token` are the lane's first of the tile, `some` the eights of the warp's
-// rows of x that there are, and `blocks` of the stage.
+// sum += a stage. `row` and `token` are the lane's first of the tile, `some` the eights of the
+// warp's rows of x that there are, and `blocks` of the stage.
 template <class Format, int PARTS>
 __device__ __forceinline__ void add_stage(Sums &sum, uint32_t at, const Scales &scales, int row,
                                           int token, int some, int blocks) {
@@ -164,26 +169,23 @@ __device__ __forceinline__ void add_slices(Sums &total, const Tile &tile, uint32
         if (column < end) Shared::template load<WIDE>(shared + i * Shared::BYTES, tile, column);
         async_commit();
     }
-    Scales next = {};
-    if constexpr (Format::SCALED) next.load(tile, row, begin);
     Sums sum = {};
-    int reads = 0, writes = AHEAD;  // stages
+    int stage = 0;
 #pragma unroll 1
     for (int column = begin, left = slice; column < end; column += TILE_COLUMNS) {
+        Scales scales;
+        if constexpr (Format::SCALED) scales.load(tile, row, column);
         // This stage is there for all, and everybody has read the last one.
         async_wait<AHEAD - 1>();
         __syncthreads();
         const int later = column + AHEAD * TILE_COLUMNS;
         if (later < end)
-            Shared::template load<WIDE>(shared + writes * Shared::BYTES, tile, later);
+            Shared::template load<WIDE>(
+                shared + (stage == 0 ? AHEAD : stage - 1) * Shared::BYTES, tile, later);
         async_commit();
-        const Scales scales = next;
-        if (Format::SCALED && column + TILE_COLUMNS < end)
-            next.load(tile, row, column + TILE_COLUMNS);
-        add_stage<Format, PARTS>(sum, shared + reads * Shared::BYTES, scales, row, token, some,
+        add_stage<Format, PARTS>(sum, shared + stage * Shared::BYTES, scales, row, token, some,
                                  (end - column + BLOCK - 1) / BLOCK);
-        reads = reads + 1 == Shared::COUNT ? 0 : reads + 1;
-        writes = writes + 1 == Shared::COUNT ? 0 : writes + 1;
+        stage = stage == AHEAD ? 0 : stage + 1;
         left -= TILE_COLUMNS;
         if (left > 0 && column + TILE_COLUMNS < end) continue;
         left = slice;
@@ -198,8 +200,8 @@ __device__ __forceinline__ void add_slices(Sums &total, const Tile &tile, uint32
 
 template <class Format, int PARTS>
 __device__ __forceinline__ void matmul_many(uint32_t shared, const Matrices &matrices,
-                                            const uint16_t *parts, int tokens, int cols,
-                                            int width) {
+                                            const uint4 *parts, int tokens, int cols,
+                                            int eights) {
     int block = blockIdx.y;
     const Matrix &matrix = matrix_of_block(matrices, block);
     const int split = block % matrix.splits, first_row = block / matrix.splits * TILE_ROWS;
@@ -211,12 +213,12 @@ __device__ __forceinline__ void matmul_many(uint32_t shared, const Matrices &mat
     const size_t above = size_t(first_row) * cols;
     const Tile tile = {static_cast<const typename Format::Value *>(matrix.weight) + above,
                        matrix.scales + above / BLOCK,
-                       parts + size_t(first_token) * width,
-                       size_t(tokens) * width,
+                       parts + size_t(first_token) * eights,
+                       tokens,
+                       eights,
                        matrix.rows - first_row,
                        tokens - first_token,
-                       cols,
-                       width};
+                       cols};
     int begin = 0, end = cols;
     if (matrix.splits > 1)
         begin = split * matrix.slice, end = min(begin + matrix.slice, cols);
@@ -252,11 +254,11 @@ __device__ __forceinline__ void matmul_many(uint32_t shared, const Matrices &mat
 
 // x as matmul_split leaves it. Grid: 64 rows of x, the blocks of all matrices.
 #define MATMUL_MANY(name, Format, PARTS)                                                           \
-    extern "C" __global__ void __launch_bounds__(TILE_THREADS, 2)                                  \
-        name(Matrices matrices, const uint16_t *__restrict__ parts, int tokens, int cols,          \
-             int width) {                                                                          \
+    extern "C" __global__ void __launch_bounds__(TILE_THREADS, RESIDENT)                           \
+        name(Matrices matrices, const uint4 *__restrict__ parts, int tokens, int cols,             \
+             int eights) {                                                                         \
         DYNAMIC_SHARED(shared);                                                                    \
-        matmul_many<Format, PARTS>(shared_address(shared), matrices, parts, tokens, cols, width);  \
+        matmul_many<Format, PARTS>(shared_address(shared), matrices, parts, tokens, cols, eights); \
     }
 
 MATMUL_MANY(matmul_many_exact, Bf16, 2)
@@ -264,11 +266,11 @@ MATMUL_MANY(matmul_many_bf16, Bf16, 1)
 MATMUL_MANY(matmul_q8_many_exact, Q8, 2)
 MATMUL_MANY(matmul_q8_many_bf16, Q8, 1)
 
-// parts = x in one or two parts, [part][tokens][width], zeros behind the columns of x. Grid: a thread
-// for eight columns, rows of x.
+// parts = x in one or two parts, [part][tokens][eights], zeros behind the columns of x. Grid: a
+// thread for eight columns, rows of x.
 extern "C" __global__ void matmul_split(uint4 *__restrict__ parts, const float *__restrict__ x,
-                                        int tokens, int cols, int width, int two) {
-    const int eight = blockIdx.x * blockDim.x + threadIdx.x, eights = width / 8, c = 8 * eight;
+                                        int tokens, int cols, int eights, int two) {
+    const int eight = blockIdx.x * blockDim.x + threadIdx.x, c = 8 * eight;
     if (eight >= eights) return;
     const bool wide = cols % 8 == 0 && aligned16(x);
     for (int t = blockIdx.y; t < tokens; t += gridDim.y) {
@@ -277,15 +279,14 @@ extern "C" __global__ void matmul_split(uint4 *__restrict__ parts, const float *
         if (c < cols) a = load4(from, 0, cols - c, wide);
         if (c + 4 < cols) b = load4(from, 4, cols - c, wide);
         uint4 hi, lo;
-        split_bf16x2(hi.x, lo.x, a.x, a.y), split_bf16x2(hi.y, lo.y, a.z, a.w);
-        split_bf16x2(hi.z, lo.z, b.x, b.y), split_bf16x2(hi.w, lo.w, b.z, b.w);
+        split_bf16x8(hi, lo, a, b);
         parts[size_t(t) * eights + eight] = hi;
         if (two) parts[(size_t(tokens) + t) * eights + eight] = lo;
     }
 }
 
-// out = the sums of all slices in order, and the bias; of no slices, the bias alone. Grid: a thread for
-// a row of the largest matrix, rows of x, matrices.
+// out = the sums of all slices in order, and the bias; of no slices, the bias alone. Grid: a thread
+// for a row of the largest matrix, rows of x, matrices.
 extern "C" __global__ void matmul_add(Matrices matrices, int tokens) {
     const Matrix &matrix = matrices.of[blockIdx.z];
     const int row = blockIdx.x * blockDim.x + threadIdx.x;

@@ -44,10 +44,10 @@ impl Cuda {
         let (t, width) = (x.len() / cols, cols.next_multiple_of(TILE_COLUMNS));
         let number = self.number_of_parts();
         let mut values = self.scratch::<u16>(number * t * width)?;
-        let (tokens, i, w, two) = (int(t), int(cols), int(width), i32::from(number == 2));
+        let (tokens, i, eights, two) = (int(t), int(cols), int(width / 8), i32::from(number == 2));
         let kernel = self.kernel("matmul_many", "matmul_split")?;
         let mut call = kernel.call();
-        call.arg(&mut values).arg(x).arg(&tokens).arg(&i).arg(&w).arg(&two);
+        call.arg(&mut values).arg(x).arg(&tokens).arg(&i).arg(&eights).arg(&two);
         let grid = [(width / 8).div_ceil(THREADS), t.min(MOST_SPREAD), 1];
         // SAFETY: writes rows of `width` values, of each part as many as x has rows of `cols`.
         unsafe { kernel.launch(call, grid, THREADS) }?;
@@ -90,7 +90,7 @@ impl Cuda {
         }
 
         let parts = self.parts(x, cols)?;
-        let (tokens, i, w) = (int(t), int(cols), int(parts.width));
+        let (tokens, i, eights) = (int(t), int(cols), int(parts.width / 8));
         let name = match (q8, self.activations) {
             (false, Activations::Exact) => "matmul_many_exact",
             (false, Activations::Bf16) => "matmul_many_bf16",
@@ -99,7 +99,7 @@ impl Cuda {
         };
         let kernel = self.kernel("matmul_many", name)?;
         let mut call = kernel.call();
-        call.arg(&matrices).arg(&parts.values).arg(&tokens).arg(&i).arg(&w);
+        call.arg(&matrices).arg(&parts.values).arg(&tokens).arg(&i).arg(&eights);
         // SAFETY: a block is of one of the matrices, and a split one of its slices, of which `sums` has the
         // [T, rows] it writes. Rows of x and of the weight, and columns, end at the shape's. The lengths hold
         // the rest, bias is `rows` long or null, and copies of 16 bytes are aligned.

@@ -130,11 +130,6 @@ fn uint(size: usize) -> u32 {
     u32::try_from(size).unwrap_or_else(|_| panic!("{size} is too large for a kernel"))
 }
 
-/// Blocks of [`THREADS`] threads that walk over `n` elements: one each, up to a number that fills any device.
-fn blocks(n: usize) -> [usize; 3] {
-    [n.div_ceil(THREADS).min(1 << 20), 1, 1]
-}
-
 /// The kernels on one stream of one device.
 ///
 /// Every method panics when a length contradicts the shapes it documents; the callers own those numbers,
