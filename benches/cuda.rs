@@ -52,7 +52,7 @@ struct Sizes {
     rows: &'static [usize],
     /// Tokens of a call of routed experts: around where the kernels change.
     expert_rows: &'static [usize],
-    /// Tokens of a call of dense products, 8 being the most of a decode step that cuBLAS does not get.
+    /// Tokens of a call of dense products, 256 being the most that cuBLAS does not get.
     product_rows: &'static [usize],
     /// Positions before a decoded token, itself included.
     depths: &'static [usize],
@@ -75,7 +75,7 @@ impl Sizes {
             config: ModelConfig::puzzle_88b(),
             rows: &[1, 8, 64, 512, 4096],
             expert_rows: &[1, 2, 8, 16, 64, 256, 1024, 4096],
-            product_rows: &[1, 8, 64, 512],
+            product_rows: &[1, 8, 16, 64, 256, 512],
             depths: &[1024, 8192, 65_536, 131_072],
             batches: &[1, 8],
             windows: &[128, 8192],
@@ -91,7 +91,7 @@ impl Sizes {
             config: tiny_config(),
             rows: &[1, 8, 12],
             expert_rows: &[1, 3, 12],
-            product_rows: &[1, 8, 12],
+            product_rows: &[1, 12, 260],
             depths: &[70, 300],
             batches: &[1, 2],
             windows: &[20],

@@ -6,7 +6,7 @@ mod divergence;
 #[path = "../examples/world/mod.rs"]
 mod world;
 
-use divergence::{DIR, on_random_weights, on_the_shipped_model};
+use divergence::{DIR, logits, on_random_weights, on_the_shipped_model};
 use gpt_oss_puzzle::generation::SamplingParams;
 use gpt_oss_puzzle::model::{Activations, GptOss};
 use gpt_oss_puzzle::{ChatRequest, ErrorKind, Model};
@@ -36,6 +36,10 @@ fn a_chat_takes_the_option_and_a_wrong_name_is_an_error() {
     let request = ChatRequest::user("What is the capital of France?").date("2026-01-02");
     let answer = model.chat(&request.sampling(SamplingParams::greedy()));
     assert_eq!(answer.unwrap().text(), "The capital of France is Paris.");
+    let exact = GptOss::new(model.checkpoint(), 0).unwrap();
+    let tokens = [5, 6, 7];
+    assert_ne!(logits(model.transformer(), &tokens), logits(&exact, &tokens));
+    assert_eq!(logits(model.transformer(), &tokens), logits(&in_bf16(exact), &tokens));
     let error = "int4".parse::<Activations>().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidRequest);
     assert_eq!(error.to_string(), "activations are \"int4\", expected \"exact\" or \"bf16\"");

@@ -28,6 +28,7 @@ mod golden;
 mod device;
 
 mod cuda {
+    mod activations;
     mod attention;
     mod cache;
     mod embedding;
@@ -35,6 +36,8 @@ mod cuda {
     mod load;
     mod matmul;
     mod moe;
+    mod moe_many;
+    mod moe_limits;
     mod moe_route;
     mod moe_rows;
     mod padding;

@@ -76,6 +76,7 @@ fn values_out_of_range_are_refused_before_anything_is_loaded() {
         ("logprobs", &["--model", "x", "--tokens", "1,-2"]),
         ("logprobs", &["--model", "x", "--tokens", "1", "--chunk", "0"]),
         ("logprobs", &["--model", "x", "--tokens", "1", "--kv-dtype", "int4"]),
+        ("bench", &["--synthetic", "tiny", "--activations", "fp8"]),
         ("bench", &["--synthetic", "gpt-oss-20b", "-r", "0"]),
         ("bench", &["--synthetic", "tiny", "-b", "1,0"]),
         ("bench", &["--synthetic", "tiny", "--device", "tpu"]),
@@ -136,6 +137,8 @@ fn logprobs_prints_the_rows_asked_for() {
         serde_json::from_slice(&output.stdout).expect("JSON")
     };
     let (last, full) = (value(&[]), value(&["--full", "--chunk", "2"]));
+    let rounded = value(&["--activations", "bf16"]);
+    assert_ne!(rounded["logits"], last["logits"]);
     assert_eq!(last["logits"].as_array().map(Vec::len), Some(1));
     assert_eq!(full["logits"].as_array().map(Vec::len), Some(5));
     assert_eq!(full["logits"][4], last["logits"][0]);

@@ -62,11 +62,11 @@ fn matmul(bench: &Bench, sizes: &Sizes) -> Result<()> {
     let (vocab, hidden, dim) = (config.vocab_size, config.hidden_size, config.head_dim);
     let (queries, keys) = (config.num_attention_heads * dim, config.num_key_value_heads * dim);
     // The head's weight is the largest; the others are parts of the same array.
-    let weights = bench.bf16s(vocab.max(queries) * hidden)?;
-    let quants = bench.random(vocab.max(queries) * hidden, |rng| rng.bits() as i8)?;
+    let largest = vocab.max(queries + 2 * keys) * hidden;
+    let weights = bench.bf16s(largest)?;
+    let quants = bench.random(largest, |rng| rng.bits() as i8)?;
     for (name, outputs, inputs) in [
-        ("q", queries, hidden),
-        ("k", keys, hidden),
+        ("qkv", queries + 2 * keys, hidden),
         ("o", hidden, queries),
         ("router", sizes.experts()[0], hidden),
         ("head", vocab, hidden),
@@ -125,14 +125,27 @@ fn sample(bench: &Bench, sizes: &Sizes) -> Result<()> {
     for &rows in sizes.draws {
         let logits = bench.random(rows * vocab, |rng| 8.0 * rng.float())?;
         let mut tokens = bench.same(0u32, rows)?;
-        let draw =
-            |rng: &mut Rng| Draw { uniform: f64::from(rng.float().abs()), ..Draw::default() };
-        let draws: Vec<Draw<'_>> = (0..rows).map(|_| draw(&mut rng)).collect();
-        let work = Work { rows, bytes: 4 * rows * (vocab + 2), flops: 0 };
-        bench.case("sample", work, &mut bench.nans(rows)?, |_, logprobs| {
-            let (tokens, logits) = (&mut tokens.as_view_mut(), &logits.as_view());
-            bench.cuda.sample(tokens, logprobs, logits, &draws)
-        })?;
+        // Half of all tokens, as the grammar of a string allows most.
+        let mask: Vec<u32> = (0..vocab.div_ceil(32)).map(|_| rng.bits() as u32).collect();
+        let cut = Draw { top_k: 50, top_p: 0.95, ..Draw::default() };
+        for (name, draw, masked) in [
+            ("sample", Draw::default(), false),
+            ("sample greedy", Draw { temperature: 0.0, ..Draw::default() }, false),
+            ("sample top_k top_p", cut, false),
+            ("sample masked", Draw::default(), true),
+            ("sample masked top_k top_p", cut, true),
+        ] {
+            let allowed = masked.then_some(&mask[..]);
+            let mut uniform = || f64::from(rng.float().abs());
+            let draws: Vec<Draw<'_>> =
+                (0..rows).map(|_| Draw { uniform: uniform(), allowed, ..draw }).collect();
+            let bytes = 4 * rows * (vocab + 2 + allowed.map_or(0, <[u32]>::len));
+            let work = Work { rows, bytes, flops: 0 };
+            bench.case(name, work, &mut bench.nans(rows)?, |_, logprobs| {
+                let (tokens, logits) = (&mut tokens.as_view_mut(), &logits.as_view());
+                bench.cuda.sample(tokens, logprobs, logits, &draws)
+            })?;
+        }
     }
     Ok(())
 }

@@ -51,7 +51,7 @@ impl Room<'_> {
         free: u64,
         device: DeviceName,
     ) -> Result<usize> {
-        let workspace = workspace(self.config, self.chunk.max(self.sequences));
+        let workspace = workspace(self.config, self.chunk.max(self.sequences), self.sequences);
         let fixed = weights.saturating_add(workspace);
         let for_cache = free.saturating_sub(fixed);
         let gigabytes = |bytes: u64| bytes as f64 / 1e9;
@@ -139,7 +139,7 @@ mod tests {
         assert!((4096..131_072).contains(&less), "{less}");
         assert_eq!(context(Some(less), 51 * GB + GB / 2).unwrap(), less, "as promised");
         assert_eq!(context(Some(100), 80 * GB).unwrap(), 100);
-        let taken = room.bytes(less) + weights + workspace(&config, 512);
+        let taken = room.bytes(less) + weights + workspace(&config, 512, 1);
         assert!(taken <= 51 * GB + GB / 2, "{taken}");
 
         let error = context(Some(131_072), 51 * GB + GB / 2).unwrap_err();

@@ -20,7 +20,7 @@
 //! | `moe_down` | `out[t,:] = Σ_j weight[t,j] · (W_d[e_j]·a[t·k+j,:] + b_d[e_j])`, summed in the order of `indices` | `a: [T·k,I]`, `W_d: [E,H,I]`, `out: [T,H]` | bounded, row-invariant |
 //! | `kv_write` | stores row t of k and v at `slots[t]`, converted to the page's type; NaN in FP8 of either sign | `k, v: [T,K,D]`, page `[2,K,64,D]` | exact |
 //! | `attention` | softmax over the visible positions and the head's sink, times V | `q, out: [T,Q,D]`, pages | bounded, row-invariant |
-//! | `sample` | penalties, bias, mask; temperature, the k largest, the nucleus, the likely enough; one drawn | `logits: [R,V]`, `out: [R]` | the token exact but for the rounding of sums |
+//! | `sample` | penalties, bias, mask; temperature, the k largest, the nucleus, the likely enough; one drawn | `logits: [R,V]`, `out: [R]` | the token exact but for the rounding of sums, row-invariant |
 //! | `mxfp4_decode` | `FP4[nibble] · 2^(scale−127)` | blocks `[rows, cols/2]`, scales `[rows, cols/32]` | exact |
 //! | `fp8_encode`, `fp8_decode` | E4M3FN, round to nearest even, saturate at ±448; NaN stays NaN, of either sign | scalar | exact |
 //!
@@ -29,7 +29,9 @@
 //! the references return `Σ|terms|` beside the value, so that the tolerance follows the data.
 //! *row-invariant*: a row's result depends on that row's inputs alone, bit for bit: not on how many
 //! rows share the call, on their order, or on the number of threads. Prefill, decode and ragged
-//! batches are equal because of it.
+//! batches are equal because of it. On a GPU the routed experts (`moe`, both halves in one) and `matmul`
+//! have it among calls of 1 to 256 tokens: every decode step. What more tokens are given depends on how
+//! many pairs an expert has, and with bf16 weights on cuBLAS.
 //!
 //! **Activations.** The products (`matmul`, `moe_gate_up`, `moe_down`) multiply what
 //! [`reference::activations`] makes of their `x` or `a`: the numbers themselves, or their neighbours in

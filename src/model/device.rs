@@ -86,8 +86,9 @@ pub(crate) fn free_memory(device: &Device) -> Result<Option<u64>> {
 }
 
 /// Bytes that a step of `tokens` rows takes on a device beside weights and cache, at most: activations
-/// and what the kernels put beside them.
-pub(crate) fn workspace(config: &ModelConfig, tokens: usize) -> u64 {
+/// and what the kernels put beside them; and what steps of decode of `sequences` take, recorded or not.
+/// With what packed experts take beyond what is stored of them.
+pub(crate) fn workspace(config: &ModelConfig, tokens: usize, sequences: usize) -> u64 {
     let heads = config.num_attention_heads * config.head_dim;
     let chosen = config.num_experts_per_tok;
     // f32 values per row: residual stream, norm, block output and their bf16 parts; queries, keys,
@@ -95,9 +96,20 @@ pub(crate) fn workspace(config: &ModelConfig, tokens: usize) -> u64 {
     let row = 6 * config.hidden_size
         + 5 * heads
         + chosen * (3 * config.intermediate_size + 2 * config.hidden_size);
-    // One row of logits with its parts, cuBLAS' own memory, and the parts of split attention.
-    let fixed = (256 << 20) + 16 * config.vocab_size as u64;
-    fixed + 4 * (row as u64).saturating_mul(tokens as u64)
+    // Logits as they are computed, as recorded steps share them, in room for twice as many rows, and as
+    // they are handed out.
+    let logits = (16 * config.vocab_size as u64).saturating_mul(sequences.max(1) as u64);
+    // cuBLAS' own memory, the parts of split attention, page tables.
+    let fixed = (256 << 20) + logits;
+    fixed + padding(config) + 4 * (row as u64).saturating_mul(tokens as u64)
+}
+
+/// Experts are packed in slabs of 192 columns, 17 bytes for 32: none is padded in models of 2,880.
+fn padding(config: &ModelConfig) -> u64 {
+    let (hidden, inner) = (config.hidden_size as u64, config.intermediate_size as u64);
+    let columns = |cols: u64| cols.next_multiple_of(192) - cols;
+    let expert = (2 * inner * columns(hidden) + hidden * columns(inner)) * 17 / 32;
+    config.block_configs.iter().map(|block| block.num_local_experts as u64 * expert).sum()
 }
 
 #[cfg(feature = "cuda")]
@@ -152,8 +164,11 @@ mod tests {
     #[test]
     fn the_workspace_follows_the_chunk() {
         let config = ModelConfig::puzzle_88b();
-        let (small, large) = (workspace(&config, 1), workspace(&config, 4096));
+        let (small, large) = (workspace(&config, 1, 1), workspace(&config, 4096, 1));
         assert!((256 << 20..300 << 20).contains(&small), "{small}");
         assert!((1 << 30..4 << 30).contains(&large), "{large}");
+        assert_eq!(padding(&config), 0);
+        let logits = 4 * config.vocab_size as u64;
+        assert!(workspace(&config, 1, 65) >= small + 4 * 64 * logits);
     }
 }

@@ -250,8 +250,13 @@ impl GptOss {
     /// must all come from one [`KvCache`]. Returns f32 logits `[rows asked for, V]` in the order of
     /// the rows; no row asked for gives `[0, V]`.
     ///
-    /// On a CUDA device, steps of up to eight sequences by one token each are recorded when they come a
-    /// second time, and started as one from then on; a driver that refuses is said aloud, once.
+    /// On a CUDA device, steps of up to 256 sequences by one token each are recorded when they come a
+    /// second time, and started as one from then on. Steps that are alike share a recording: those with
+    /// the same number of sequences, or about the same above eight, whose longest text is about as long.
+    /// A driver that cannot record is said aloud, once. Threads may share a model, and do anything beside
+    /// it; its steps come one after another. Code that waits for a whole device while one records
+    /// (`cudaDeviceSynchronize`) is refused by the driver and spoils the recording, which is then made
+    /// later; nothing in this crate does.
     ///
     /// # Errors
     /// `InvalidRequest` for a batch that is empty or inconsistent with the sequences, or a token
@@ -292,27 +297,6 @@ impl GptOss {
         let tables = Tables::Host { tables: tables.collect(), slots: slots.collect() };
         let rows = self.rows(batch, batch.sequence_ids(), tables);
         self.compute(&self.engine, sequences[0].cache(), &Rows::new(&self.engine, rows)?)
-    }
-
-    #[cfg(feature = "cuda")]
-    fn run_on_device(
-        &self,
-        batch: &Batch,
-        sequences: &[&Sequence],
-        tables: &mut PageTables,
-    ) -> Result<Tensor> {
-        let cache = sequences[0].cache();
-        let update = tables.update(sequences)?;
-        let numbers: Vec<u32> =
-            batch.sequence_ids().iter().map(|id| update.numbers[*id as usize]).collect();
-        let tables = Tables::Device { tables: update.tables, changes: update.changes };
-        let rows = self.rows(batch, &numbers, tables);
-        if let Some(replay) = &self.replay
-            && let Some(logits) = replay.step(self, cache, &rows)?
-        {
-            return Ok(logits);
-        }
-        self.compute(&self.engine, cache, &Rows::new(&self.engine, rows)?)
     }
 
     /// The logits of `rows`, computed by `engine`.

@@ -15,8 +15,9 @@
 //! written to memory that all share and that has room for the largest, `[256, V]` at most, 206 MB; while a
 //! batch grows, recordings of half as many rows may keep what they had before.
 
-use super::{Activations, GptOss, Tensor};
-use crate::cache::{CacheIdentity, KvCache};
+use super::page_tables::PageTables;
+use super::{Activations, Batch, GptOss, Tensor};
+use crate::cache::{CacheIdentity, KvCache, Sequence};
 use crate::kernels::cuda::{self, MOST_RECORDED_ROWS, Recording};
 use crate::ops::{self, DeviceRows, DeviceTables, Engine, Extents, HostRows, Rows, Tables};
 use crate::{Error, ErrorKind, Result};
@@ -159,7 +160,7 @@ impl Replay {
                     step
                 }
                 Ok(None) => {
-                    steps.pause.begin(&"other code waited for the whole device meanwhile");
+                    steps.pause.begin(&"spoilt, as by code that waits for the whole device");
                     return Ok(None);
                 }
                 Err(error) => {
@@ -216,6 +217,29 @@ impl Replay {
     /// A panic elsewhere while they were held leaves them consistent: a step is there or not.
     fn lock(&self) -> std::sync::MutexGuard<'_, Steps> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl GptOss {
+    /// As `run`, on a device that has `tables`.
+    pub(super) fn run_on_device(
+        &self,
+        batch: &Batch,
+        sequences: &[&Sequence],
+        tables: &mut PageTables,
+    ) -> Result<Tensor> {
+        let cache = sequences[0].cache();
+        let update = tables.update(sequences)?;
+        let numbers: Vec<u32> =
+            batch.sequence_ids().iter().map(|id| update.numbers[*id as usize]).collect();
+        let tables = Tables::Device { tables: update.tables, changes: update.changes };
+        let rows = self.rows(batch, &numbers, tables);
+        if let Some(replay) = &self.replay
+            && let Some(logits) = replay.step(self, cache, &rows)?
+        {
+            return Ok(logits);
+        }
+        self.compute(&self.engine, cache, &Rows::new(&self.engine, rows)?)
     }
 }
 

@@ -3,6 +3,8 @@
 //!
 //! The test binary has `examples/world` as its `world`.
 
+#![allow(dead_code)] // each test binary uses its own part
+
 use crate::world::{Rng, Split, draw_task, exercise};
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype};
@@ -32,7 +34,7 @@ impl std::fmt::Display for Difference {
 }
 
 /// Logits of every row of `tokens`.
-fn logits(model: &GptOss, tokens: &[u32]) -> Vec<Vec<f32>> {
+pub fn logits(model: &GptOss, tokens: &[u32]) -> Vec<Vec<f32>> {
     let pages = KvCache::pages_for(model.config(), tokens.len(), tokens.len());
     let cache = KvCacheConfig { dtype: KvDtype::F32, pages, scales: None };
     let mut sequence = KvCache::new(model.config(), &cache, &Device::Cpu).unwrap().sequence();

@@ -300,13 +300,14 @@ fn one_hot_inputs_read_every_quant_exactly() {
     }
 }
 
-/// Values that two bf16 hold only with care: the largest f32, infinity, NaN, and what rounds up.
+/// Values that one or two bf16 hold only with care: the largest f32, infinity, NaN, and what rounds up.
 #[test]
-fn extremes_pass_through_both_ways() {
+fn extremes_pass_through_every_way() {
     let Some(gpu) = device() else { return };
     let small = bf16::from_f32(2f32.powi(-30));
     let forms = [Dense::Bf16(&[small; 32]), Dense::Q8 { quants: &[127; 32], scales: &[small] }];
-    for (w, t) in forms.into_iter().flat_map(|w| [(w, 1), (w, 9)]) {
+    let ways = forms.into_iter().flat_map(|w| [1, 9, 257].map(|t| (w, t)));
+    for (w, t, (cuda, mode)) in ways.flat_map(|(w, t)| modes(gpu).map(|mode| (w, t, mode))) {
         // A block is summed before its scale is applied, and 32 · 127 times this is a number.
         let most = match w {
             Dense::Q8 { .. } => 1.99 * 2f32.powi(115),
@@ -315,17 +316,17 @@ fn extremes_pass_through_both_ways() {
         for value in [most, -most, most / 1.003, 1.0 + f32::EPSILON, f32::MIN_POSITIVE] {
             let mut x = vec![0.0; t * 32];
             x[(t - 1) * 32..].fill(value);
-            let want = reference::matmul(w, &x, None, 1, 32);
-            let got = matmul(gpu, &gpu.cuda, w, &x, None, [1, 32], 0);
-            assert_bounded(&got, &want, 1.0, 33 + PARTS, &format!("T {t}, {value}"));
+            let want = reference::matmul(w, &reference::activations(&x, mode), None, 1, 32);
+            let got = matmul(gpu, cuda, w, &x, None, [1, 32], 0);
+            assert_bounded(&got, &want, 1.0, 33 + PARTS, &format!("{mode:?}, T {t}, {value}"));
         }
         for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             let mut x = vec![0.0; t * 32];
             x[(t - 1) * 32 + 5] = value;
-            let got = matmul(gpu, &gpu.cuda, w, &x, None, [1, 32], 0);
+            let got = matmul(gpu, cuda, w, &x, None, [1, 32], 0);
             assert!(got[..t - 1].iter().all(|y| *y == 0.0), "T {t}: other rows: {got:?}");
             let same = got[t - 1] == value || (got[t - 1].is_nan() && value.is_nan());
-            assert!(same, "T {t}, {value}: {}", got[t - 1]);
+            assert!(same, "{mode:?}, T {t}, {value}: {}", got[t - 1]);
         }
     }
 }

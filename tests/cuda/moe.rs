@@ -26,14 +26,14 @@ pub(super) struct Projection<'a> {
     gpu: &'a Gpu,
     host: Experts<'a>,
     shape: ExpertShape,
-    bytes: Vec<Input<u8>>,
+    pub(super) bytes: Vec<Input<u8>>,
     weight: Option<Input<bf16>>,
     bias: Input<bf16>,
 }
 
 impl<'a> Projection<'a> {
     /// `packed`: when `host` is in MXFP4.
-    fn new(
+    pub(super) fn new(
         gpu: &'a Gpu,
         host: Experts<'a>,
         bias: &[bf16],
@@ -76,7 +76,7 @@ impl<'a> Projection<'a> {
         })
     }
 
-    fn down(&self, a: &[f32], indices: &[u32], weights: &[f32], k: usize) -> Vec<f32> {
+    pub(super) fn down(&self, a: &[f32], indices: &[u32], weights: &[f32], k: usize) -> Vec<f32> {
         let n = indices.len() / k * self.shape.rows;
         let (a, indices) = (self.gpu.input(a, 4), self.gpu.input(indices, 3));
         let weights = self.gpu.input(weights, 1);
@@ -111,9 +111,9 @@ impl<'a> Projection<'a> {
 
 /// A layer's experts on the host: gate and up, down.
 pub(super) struct Host {
-    weights: [Weights; 2],
-    bias: [Vec<bf16>; 2],
-    shapes: [ExpertShape; 2],
+    pub(super) weights: [Weights; 2],
+    pub(super) bias: [Vec<bf16>; 2],
+    pub(super) shapes: [ExpertShape; 2],
 }
 
 impl Host {
@@ -139,14 +139,14 @@ impl Host {
     }
 }
 
-fn shape([experts, rows, cols]: [usize; 3]) -> ExpertShape {
+pub(super) fn shape([experts, rows, cols]: [usize; 3]) -> ExpertShape {
     ExpertShape { experts, rows, cols }
 }
 
 /// A layer's experts on the device.
 pub(super) struct Layer<'a> {
     gate_up: Projection<'a>,
-    down: Projection<'a>,
+    pub(super) down: Projection<'a>,
 }
 
 /// What tokens bring to a layer.

@@ -147,7 +147,7 @@ fn slots_hold_the_parts_of_their_rows() {
                 for c in 0..slabs * 192 {
                     let value = |part: usize| {
                         let row = (part * 3 * slabs + c / 64) * n + slot;
-                        let at = 64 * row + 8 * (c / 8 % 8 ^ slot % 8) + c % 8;
+                        let at = 64 * row + 8 * ((c / 8 % 8) ^ (slot % 8)) + c % 8;
                         bf16::from_bits(slots[at]).to_f32()
                     };
                     let want = if c < cols { x[*pair as usize / k * cols + c] } else { 0.0 };

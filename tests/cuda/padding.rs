@@ -9,6 +9,7 @@ use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::kernels::cuda::{MOST_RECORDED_ROWS, padded_rows};
 use gpt_oss_puzzle::model::{Batch, Device, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::Checkpoint;
+use std::io::Write;
 
 /// The first page of the pool is seen by every row of the first sequence: nothing goes there unnoticed.
 fn config() -> ModelConfig {
@@ -97,6 +98,76 @@ fn a_changing_batch_meets_few_recordings() {
     assert_eq!(replaying.replayed_steps(), 14 - 2);
 }
 
+/// Recordings, the tables and the logits that they share all get others while a batch grows; and a sequence
+/// that is new has more pages than a step has room for.
+#[test]
+fn a_batch_grows_and_shrinks() {
+    let Some(gpu) = gpu() else { return };
+    let [replaying, plain] = models(&config(), gpu, 14);
+    let run = |model: &GptOss| {
+        let cache = cache(&config(), gpu, KvDtype::Bf16, 100);
+        let mut sequences = begun(model, &cache, 3);
+        let mut bits = Vec::new();
+        for (round, count) in (0..).zip([3, 3, 3, 9, 9, 3, 3, 20, 20, 9, 17, 1, 1]) {
+            match count - sequences.len().min(count) {
+                0 => {}
+                missing => sequences.extend(begun(model, &cache, missing)),
+            }
+            let mut all: Vec<&mut Sequence> = sequences[..count].iter_mut().collect();
+            bits.push(decode(model, &mut all, 200 + round));
+        }
+        // Four pages in each layer, where a step of one row brings one.
+        feed(model, &mut sequences[0], &tokens(200, 1), 200);
+        let mut fork = sequences[0].fork();
+        bits.push(decode(model, &mut [&mut fork], 300));
+        bits
+    };
+    assert!(run(&replaying) == run(&plain));
+    assert!(replaying.replayed_steps() >= 6, "{}", replaying.replayed_steps());
+}
+
+/// In a process of its own, because the device is full for a while.
+#[test]
+fn a_step_without_memory_is_as_if_it_had_not_been() {
+    let Some(gpu) = gpu() else { return };
+    let [replaying, plain] = models(&config(), gpu, 15);
+    if !plain.kernels().contains("CUDA emulator") {
+        let line = b"NOT TESTED: a device without memory\n";
+        return std::io::stderr().write_all(line).unwrap();
+    }
+    if std::env::var_os("EMULATOR_MEMORY_MIB").is_none() {
+        let name = "cuda::padding::a_step_without_memory_is_as_if_it_had_not_been";
+        let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+        let ended = again.args([name, "--exact"]).env("EMULATOR_MEMORY_MIB", "64").output();
+        let ended = ended.unwrap();
+        return assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    }
+    let run = |model: &GptOss, fails: bool| {
+        let cache = cache(&config(), gpu, KvDtype::Bf16, 20);
+        let mut bits = Vec::new();
+        let mut first = cache.sequence();
+        bits.extend(feed(model, &mut first, &tokens(70, 9), 70));
+        for seed in 0..3 {
+            // Its first step is to bring pages that it holds whether the step succeeds or not.
+            let mut sequence = first.fork();
+            if fails {
+                let Device::Cuda(device) = gpu else { unreachable!() };
+                let (stream, mut taken) = (device.cuda_stream(), Vec::new());
+                for bits in (4..21).rev() {
+                    taken.extend(std::iter::from_fn(|| stream.alloc_zeros::<u8>(1 << bits).ok()));
+                }
+                let batch = Batch::single(&sequence, &[1], LogitRows::All);
+                model.forward(&batch, &mut [&mut sequence]).unwrap_err();
+                drop(taken);
+                stream.synchronize().unwrap();
+            }
+            bits.extend(feed(model, &mut sequence, &tokens(4, seed), 1));
+        }
+        bits
+    };
+    assert!(run(&replaying, true) == run(&plain, false));
+}
+
 /// Beside the CPU, which is told everything anew in every step.
 #[test]
 fn page_tables_follow_their_sequences() {
@@ -114,12 +185,12 @@ fn page_tables_follow_their_sequences() {
     // The same happens to both of a pair.
     let mut pairs: Vec<[Sequence; 2]> = Vec::new();
     let mut random = crate::common::Rng(3);
-    for round in 0..80 {
+    for round in 0..50 {
         match random.below(8) {
             0..=1 if pairs.len() < 12 => {
                 let mut new = [caches[0].sequence(), caches[1].sequence()];
-                feed(&here, &mut new[0], &tokens(60, round), 60);
-                feed(&there, &mut new[1], &tokens(60, round), 60);
+                feed(&here, &mut new[0], &tokens(62, round), 62);
+                feed(&there, &mut new[1], &tokens(62, round), 62);
                 pairs.push(new);
             }
             2 if !pairs.is_empty() => {
@@ -148,5 +219,5 @@ fn page_tables_follow_their_sequences() {
         let (error, row) = relative_error(&got, &want, 96);
         assert!(error <= 5e-3, "round {round}: row {row} is off by {error}");
     }
-    assert!(here.replayed_steps() > 30, "{}", here.replayed_steps());
+    assert!(here.replayed_steps() > 20, "{}", here.replayed_steps());
 }

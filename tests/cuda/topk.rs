@@ -5,12 +5,24 @@ use crate::device::{Gpu, device};
 use gpt_oss_puzzle::kernels::reference;
 
 fn topk(gpu: &Gpu, logits: &[f32], experts: usize, k: usize) -> (Vec<u32>, Vec<f32>) {
+    topk_of(gpu, logits, None, experts, k)
+}
+
+fn topk_of(
+    gpu: &Gpu,
+    logits: &[f32],
+    live: Option<u32>,
+    experts: usize,
+    k: usize,
+) -> (Vec<u32>, Vec<f32>) {
+    let live = live.map(|live| gpu.input(&[live], 1));
+    let live = live.as_ref().map(|live| live.view());
     let logits = gpu.input(logits, 1);
     let n = logits.len() / experts * k;
     let mut weights = Vec::new();
     let indices = gpu.guarded(n, 3, |indices| {
         weights = gpu.guarded(n, 1, |weights| {
-            gpu.cuda.topk_softmax(indices, weights, &logits.view(), None, experts, k)
+            gpu.cuda.topk_softmax(indices, weights, &logits.view(), live.as_ref(), experts, k)
         });
         Ok(())
     });
@@ -45,6 +57,22 @@ fn topk_is_exact_for_every_expert_count() {
         }
     }
     assert_eq!(topk(gpu, &[], 8, 4), (vec![], vec![]));
+}
+
+#[test]
+fn rows_behind_the_live_ones_go_to_no_expert() {
+    let Some(gpu) = device() else { return };
+    let (experts, k) = (40, 4);
+    let logits = Rng(2).floats(11 * experts);
+    let (all_indices, all_weights) = topk(gpu, &logits, experts, k);
+    for live in [0, 1, 4, 9, 11, 12] {
+        let (indices, weights) = topk_of(gpu, &logits, Some(live), experts, k);
+        let (of_live, n) = ((live as usize * k).min(indices.len()), indices.len());
+        assert_eq!(indices[..of_live], all_indices[..of_live]);
+        assert_same_bits(&weights[..of_live], &all_weights[..of_live], "live rows");
+        assert_eq!(indices[of_live..], vec![experts as u32; n - of_live]);
+        assert_eq!(weights[of_live..], vec![0.0; n - of_live]);
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ const BUFFERS: usize = 2;
 /// Bytes of a pinned buffer.
 const PIECE: usize = 16 << 20;
 
-/// Bytes of experts that are on the device as stored while they are packed, twice.
+/// Bytes of experts that are staged: a pinned buffer of each lane.
 const STAGED: usize = LANES * PIECE;
 
 /// Prepares the device of `stream` for steps that allocate and free on this stream alone.
@@ -81,6 +81,8 @@ pub struct Upload<'a> {
     done: u64,
     /// Of what was brought, bytes that will come once more.
     again: u64,
+    /// Bytes of experts that are on the device as stored while they are packed, twice.
+    staged: usize,
     progress: Box<dyn FnMut(u64) + 'a>,
 }
 
@@ -112,7 +114,14 @@ impl<'a> Upload<'a> {
         let lanes = between_recordings(lanes);
         let lanes = lanes.map_err(|e| CudaError::new("pinned memory for the weights", e))?;
         let (stream, progress) = (cuda.stream().clone(), Box::new(progress));
-        Ok(Upload { cuda, stream, lanes, done: 0, again: 0, progress })
+        Ok(Upload { cuda, stream, lanes, done: 0, again: 0, staged: STAGED, progress })
+    }
+
+    /// The same with fewer bytes of experts staged at a time, so that tests see several parts.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn with_staged(self, staged: usize) -> Upload<'a> {
+        Upload { staged, ..self }
     }
 
     /// A copy of `source` on the device, there once [`Upload::finish`] has returned.
@@ -159,7 +168,7 @@ impl<'a> Upload<'a> {
         packing.check(blocks.len(), scales.len());
         let failed = |e| CudaError::new(format!("{} bytes of experts", packing.bytes()), e);
         let (tile_blocks, tile_scales) = packing.tile_bytes();
-        let part = (STAGED / (tile_blocks + tile_scales)).clamp(1, packing.tiles());
+        let part = (self.staged / (tile_blocks + tile_scales)).clamp(1, packing.tiles());
         let mut packed = self.cuda.scratch::<u8>(packing.bytes())?;
         let mut extreme = self.stream.alloc_zeros::<u32>(1).map_err(failed)?;
         // One is filled while the other is packed. What is packed was waited for, so only an error can free

@@ -15,11 +15,14 @@
 mod attention;
 mod cache;
 mod embedding;
+#[cfg(test)]
+mod lookup;
 mod matmul;
 mod matmul_many;
 mod memory;
 mod moe;
 mod moe_few;
+mod moe_many;
 mod moe_pack;
 mod moe_route;
 mod recording;
@@ -216,9 +219,14 @@ impl Cuda {
             Some(function) => function.clone(),
             None => {
                 let module = self.modules.0.get(source).ok_or_else(|| CudaError::missing(name))?;
-                let function = module.load_function(name);
-                let function = function
-                    .map_err(|e| CudaError::new(format!("kernel {name} of {source}.cu"), e))?;
+                let failed = |e| CudaError::new(format!("kernel {name} of {source}.cu"), e);
+                let function = module.load_function(name).map_err(failed)?;
+                // All that a launch may ask for, once: a function is shared by threads, and a smaller
+                // number for one launch would refuse another.
+                let of_its_own = function.shared_size_bytes().map_err(failed)?;
+                let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                let left = int(self.shared_memory) - of_its_own;
+                function.set_attribute(most, left).map_err(failed)?;
                 functions.insert(name, function.clone());
                 function
             }
@@ -257,7 +265,7 @@ impl Kernel<'_> {
     }
 
     /// [`Kernel::launch`] with `shared` bytes of dynamic shared memory for each block, at most
-    /// `Cuda::shared_memory` of them.
+    /// `Cuda::shared_memory` less what the kernel has of its own.
     ///
     /// # Safety
     ///
@@ -273,10 +281,6 @@ impl Kernel<'_> {
             return Ok(());
         }
         let failed = |e: DriverError| CudaError::new(format!("kernel {}", self.name), e);
-        if shared > 0 {
-            let most = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            self.function.set_attribute(most, int(shared)).map_err(failed)?;
-        }
         let config = LaunchConfig {
             grid_dim: (uint(grid[0]), uint(grid[1]), uint(grid[2])),
             block_dim: (uint(threads), 1, 1),

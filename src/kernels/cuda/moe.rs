@@ -13,6 +13,10 @@ const MOST: usize = 4096;
 /// too often, and are worth being sorted.
 const DIRECT: usize = 2;
 
+/// Most tokens whose experts are taken to have few pairs each: the most that a step of decode has, whose
+/// rows have the same bits in any company.
+const FEW: usize = 256;
+
 /// Rows of a matrix per block: `ROWS` in moe.cu.
 const ROWS: usize = 24;
 
@@ -111,7 +115,11 @@ impl Cuda {
                 (&gate_up.weight, &down.weight)
                 && end - first > DIRECT
             {
-                self.moe_few(&mut out, [w, v], moe, &x, &indices, &weights)?;
+                if end - first > FEW && self.has_moe_many() {
+                    self.moe_many(&mut out, [w, v], moe, &x, &indices, &weights)?;
+                } else {
+                    self.moe_few(&mut out, [w, v], moe, &x, &indices, &weights)?;
+                }
             } else {
                 let mut act = self.scratch::<f32>(indices.len() * down.shape.cols)?;
                 self.moe_gate_up(&mut act.as_view_mut(), gate_up, &x, &indices, *k, *swiglu)?;

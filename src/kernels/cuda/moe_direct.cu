@@ -1,18 +1,19 @@
-// Packed experts for one or two tokens: every (token, expert) pair by itself, f32 in and out, weights
-// straight from memory to registers.
+// Packed experts for one or two tokens: every (token, expert) pair by itself, f32 in and out,
+// weights straight from memory to registers.
 //
-// One token's gate and up are 35 MB, 8 µs at 4.3 TB/s; the ring of moe_few.cu takes 4 to 5 µs to fill
-// and empty, and the sorting, gathering and combining around it as much again. Here a block of a warp
-// for every slab asks at once for all it needs, two tiles: 49 KB for 2,880 columns, 108 bytes a lane,
-// and the registers (64) allow two blocks: 98 KB in flight on a multiprocessor, where 33 KB cover a
-// latency of 1 µs. Of gate and up of 4 experts there are 720 such blocks. Of down a block has one tile
-// of each of a token's experts, two at a time, so that it can add them: 180 blocks, all resident.
+// One token's gate and up are 35 MB, 8 µs at 4.3 TB/s; the ring of moe_few.cu takes 4 to 5 µs to
+// fill and empty, and the sorting, gathering and combining around it as much again. Here a block of
+// a warp for every slab asks at once for all it needs, two tiles: 49 KB for 2,880 columns, 108
+// bytes a lane, and the registers (64) allow two blocks: 98 KB in flight on a multiprocessor, where
+// 33 KB cover a latency of 1 µs. Of gate and up of 4 experts there are 720 such blocks. Of down a
+// block has one tile of each of a token's experts, two at a time, so that it can add them: 180
+// blocks, all resident.
 //
-// What is multiplied and added, and in which order, is slab.cuh's, as in moe_few.cu. All eight columns
-// of an mma are the one pair.
+// What is multiplied and added, and in which order, is slab.cuh's, as in moe_few.cu. All eight
+// columns of an mma are the one pair.
 //
-// An index that names no expert makes its outputs NaN. Any number of pairs is right, if slow: an expert
-// is read once for each. A projection whose neighbour is not packed comes here.
+// An index that names no expert makes its outputs NaN. Any number of pairs is right, if slow: an
+// expert is read once for each. A projection whose neighbour is not packed comes here.
 #include "slab.cuh"
 
 namespace {
@@ -34,12 +35,13 @@ __device__ __forceinline__ void load_weights(SlabWeights &a, const uint8_t *pack
 #pragma unroll
     for (int j = 0; j < SLAB_64; j++) {
         a.words[j] = load_once(reinterpret_cast<const uint4 *>(from) + j * 32 + lane);
-        a.scales[j] = __ldg(reinterpret_cast<const uint32_t *>(from + SLAB_WEIGHTS) + j * 8 + lane / 4);
+        const uint32_t *scales = reinterpret_cast<const uint32_t *>(from + SLAB_WEIGHTS);
+        a.scales[j] = __ldg(scales + j * 8 + lane / 4);
     }
 }
 
-// This warp's slab of a row of activations, see slab_product: two tiles' registers are too many to hold
-// it there as well.
+// This warp's slab of a row of activations, see slab_product: two tiles' registers are too many to
+// hold it there as well.
 template <int PARTS> struct Columns {
     const uint4 (&of)[PARTS][SLAB_64 * 2][4];
 
@@ -50,7 +52,8 @@ template <int PARTS> struct Columns {
 
 // The lanes take the row apart together.
 template <int PARTS>
-__device__ __forceinline__ Columns<PARTS> load_columns(Shared<PARTS> &s, const float *row, int cols) {
+__device__ __forceinline__ Columns<PARTS> load_columns(Shared<PARTS> &s, const float *row,
+                                                       int cols) {
     const int slab = threadIdx.x / 32, lane = threadIdx.x % 32;
     __syncwarp();  // nobody reads the columns before
     // Features 2 · lane and the next of 64: word `lane / 16`, register `lane / 4 % 4`.
@@ -77,7 +80,8 @@ __device__ __forceinline__ Columns<PARTS> load_columns(Shared<PARTS> &s, const f
 }
 
 // The slabs' sums of a tile, by one warp.
-template <int PARTS> __device__ __forceinline__ float4 add_slabs(const Shared<PARTS> &s, int tile, int slabs) {
+template <int PARTS>
+__device__ __forceinline__ float4 add_slabs(const Shared<PARTS> &s, int tile, int slabs) {
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll 5
     for (int slab = 0; slab < slabs; slab++) add(sum, s.sums[tile][slab][threadIdx.x % 32]);
@@ -85,19 +89,20 @@ template <int PARTS> __device__ __forceinline__ float4 add_slabs(const Shared<PA
 }
 
 template <int PARTS>
-__device__ __forceinline__ void gate_up_direct(float *out, const uint8_t *packed, const uint16_t *bias,
-                                               const float *x, const uint32_t *indices,
-                                               uint32_t experts, int rows, int cols, int slabs, int k,
-                                               float alpha, float limit) {
+__device__ __forceinline__ void gate_up_direct(float *out, const uint8_t *packed,
+                                               const uint16_t *bias, const float *x,
+                                               const uint32_t *indices, uint32_t experts, int rows,
+                                               int cols, int slabs, int k, float alpha,
+                                               float limit) {
     __shared__ Shared<PARTS> s;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4;
     const int tiles = rows / TILE_ROWS_PACKED, first = blockIdx.y * TILES;
     const size_t pair = blockIdx.x;
     const uint32_t expert = indices[pair];
     if (expert >= experts) {
-        const int each = TILES * TILE_ROWS_PACKED / 2, end = min((first + TILES) * TILE_ROWS_PACKED, rows) / 2;
-        const int i = first * (TILE_ROWS_PACKED / 2) + lane;
-        if (warp == 0 && lane < each && i < end) out[pair * (rows / 2) + i] = quiet_nan();
+        const int each = TILE_ROWS_PACKED / 2, i = first * each + lane;
+        if (warp == 0 && lane < TILES * each && i < rows / 2)
+            out[pair * (rows / 2) + i] = quiet_nan();
         return;
     }
     SlabWeights a[TILES];
@@ -112,8 +117,8 @@ __device__ __forceinline__ void gate_up_direct(float *out, const uint8_t *packed
     for (int t = warp; t < TILES && first + t < tiles; t += slabs) {
         const int row = (first + t) * TILE_ROWS_PACKED + gate_row(g);
         const uint16_t *b = bias + size_t(expert) * rows + row;
-        const float2 both = gate_up(add_slabs(s, t, slabs),
-                                    make_float2(bf16_to_f32(b[0]), bf16_to_f32(b[1])), alpha, limit);
+        const float2 of_rows = make_float2(bf16_to_f32(b[0]), bf16_to_f32(b[1]));
+        const float2 both = gate_up(add_slabs(s, t, slabs), of_rows, alpha, limit);
         if (lane % 4 == 0) out[pair * (rows / 2) + row / 2] = both.x;
     }
 }
@@ -177,8 +182,8 @@ __device__ __forceinline__ void down_direct(float *out, const uint8_t *packed, c
                               limit);                                                              \
     }
 
-// out[token, row], the experts of a token in their order. Block: a warp for each slab; grid: tokens,
-// tiles.
+// out[token, row], the experts of a token in their order. Block: a warp for each slab; grid:
+// tokens, tiles.
 #define DOWN(name, PARTS)                                                                          \
     extern "C" __global__ void __launch_bounds__(MOST_THREADS, 2)                                  \
         name(float *__restrict__ out, const uint8_t *__restrict__ packed,                          \

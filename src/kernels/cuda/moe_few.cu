@@ -1,19 +1,19 @@
 // Packed experts for few pairs each: the products of every decode step from three tokens on.
 //
-// Bound by memory: 64 tokens choose nearly all of 128 experts, 1.06 GB of gate and up. One block on each
-// multiprocessor, a warp for every slab of 192 columns (15 of 2,880) and one that copies and finishes.
-// A stage of the ring is a tile, 16 whole rows: contiguous, one bulk copy; 7 stages are 171 KB in
-// flight, where 4.3 TB/s at a latency of 1 µs need 33 KB on each of 132 multiprocessors. A warp has its
-// slab of the chunk's up to eight pairs in registers, 24 words of each part, for as long as the chunk
-// lasts, and 24 mma a tile to make with two parts. It leaves its 16 × 8 sums in the stage and goes on:
-// the warps never wait for each other. The last warp adds them in order, refills the stage, and
-// finishes.
+// Bound by memory: 64 tokens choose nearly all of 128 experts, 1.06 GB of gate and up. One block on
+// each multiprocessor, a warp for every slab of 192 columns (15 of 2,880) and one that copies and
+// finishes. A stage of the ring is a tile, 16 whole rows: contiguous, one bulk copy; 7 stages are
+// 171 KB in flight, where 4.3 TB/s at a latency of 1 µs need 33 KB on each of 132 multiprocessors.
+// A warp has its slab of the chunk's up to eight pairs in registers, 24 words of each part, for as
+// long as the chunk lasts, and 24 mma a tile to make with two parts. It leaves its 16 × 8 sums in
+// the stage and goes on: the warps never wait for each other. The last warp adds them in order,
+// refills the stage, and finishes.
 //
-// The tiles of all chunks are one line, cut in equal pieces, whatever the chunks' number. Where there
-// are no bulk copies, the last warp's lanes ask for 16 bytes each.
+// The tiles of all chunks are one line, cut in equal pieces, whatever the chunks' number. Where
+// there are no bulk copies, the last warp's lanes ask for 16 bytes each.
 //
-// Barriers: full[s], the tile of stage s has arrived; done[s], every warp has left its sums. The sums
-// of a stage are read before its next tile is asked for, and written after that has arrived.
+// Barriers: full[s], the tile of stage s has arrived; done[s], every warp has left its sums. The
+// sums of a stage are read before its next tile is asked for, and written after that has arrived.
 #include "async.cuh"
 #include "slab.cuh"
 
@@ -93,7 +93,8 @@ __device__ __forceinline__ void load_columns(Columns<PARTS> &x, const Products &
 
 // Every warp but the last, for the tiles from `place` on.
 template <int PARTS>
-__device__ __forceinline__ void multiply(const Products &p, Place place, uint32_t tiles, Ring ring) {
+__device__ __forceinline__ void multiply(const Products &p, Place place, uint32_t tiles,
+                                         Ring ring) {
     const int slab = threadIdx.x / 32, lane = threadIdx.x % 32;
     Columns<PARTS> x;
     uint32_t have = ~0u;
@@ -136,7 +137,8 @@ struct Copies {
                 bulk_copy(ring.tile(), from, bytes, ring.full(), policy);
             }
         } else {
-            for (int i = lane * 16; i < bytes; i += 32 * 16) async_copy16(ring.tile() + i, from + i);
+            for (int i = lane * 16; i < bytes; i += 32 * 16)
+                async_copy16(ring.tile() + i, from + i);
             async_arrive(ring.full());
         }
         left--;
@@ -145,8 +147,8 @@ struct Copies {
 };
 
 // The last warp: fills the ring, adds the slabs of each tile, and gives `finish` the sums (as
-// slab_product gives them) with the chunk and the number of its tile. `begin` is called before, with
-// nothing to wait for.
+// slab_product gives them) with the chunk and the number of its tile. `begin` is called before,
+// with nothing to wait for.
 template <class Begin, class Finish>
 __device__ __forceinline__ void add_slabs(const Products &p, Place place, uint32_t tiles, Ring ring,
                                           Begin begin, Finish finish) {
@@ -204,8 +206,8 @@ __device__ __forceinline__ void products(const Products &p, Begin begin, Finish 
 }
 
 template <int PARTS>
-__device__ __forceinline__ void gate_up_few(uint4 *act, int act_slabs, const Products &p, float alpha,
-                                            float limit) {
+__device__ __forceinline__ void gate_up_few(uint4 *act, int act_slabs, const Products &p,
+                                            float alpha, float limit) {
     const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
     const uint32_t tiles = p.rows / TILE_ROWS_PACKED;
     const auto begin = [=](Chunk chunk, uint32_t tile) {
@@ -261,8 +263,9 @@ template <int PARTS> __device__ __forceinline__ void down_few(float *y, const Pr
 
 }  // namespace
 
-// What gate and up give, as slots of down's input: `act_slabs` of them. Block: a warp for each slab and
-// one more; grid: any; shared memory: `stages` of slabs · (SLAB_BYTES + SUM_BYTES) bytes and 16.
+// What gate and up give, as slots of down's input: `act_slabs` of them. Block: a warp for each slab
+// and one more; grid: any; shared memory: `stages` of slabs · (SLAB_BYTES + SUM_BYTES) bytes and
+// 16.
 #define GATE_UP(name, PARTS)                                                                       \
     extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)                                  \
         name(uint4 *__restrict__ act, const uint8_t *__restrict__ packed,                          \

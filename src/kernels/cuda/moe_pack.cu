@@ -12,8 +12,8 @@ __device__ __forceinline__ uint32_t pack_half(const uint32_t (&c)[4]) {
 }  // namespace
 
 // `tiles` tiles from rows of `stride` stored blocks. *extreme becomes 1 when a scale is outside
-// LEAST_CODE ..= MOST_CODE and its block is not all zero. A thread per 16 bytes of FP4. Grid: tiles ·
-// slabs · 96 / THREADS rounded up.
+// LEAST_CODE ..= MOST_CODE and its block is not all zero. A thread per 16 bytes of FP4. Grid: tiles
+// · slabs · 96 / THREADS rounded up.
 extern "C" __global__ void __launch_bounds__(THREADS)
     moe_pack(uint8_t *__restrict__ to, uint32_t *__restrict__ extreme,
              const uint8_t *__restrict__ blocks, const uint8_t *__restrict__ scales, uint64_t tiles,

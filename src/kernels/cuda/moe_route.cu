@@ -1,8 +1,8 @@
-// What surrounds the products of packed experts: (token, expert) pairs sorted by expert on the device,
-// in chunks by size, their activations in slots, and the weighted sum of a token's experts.
+// What surrounds the products of packed experts: (token, expert) pairs sorted by expert on the
+// device, in chunks by size, their activations in slots, and the weighted sum of a token's experts.
 //
-// Everything is in one order: pairs of an expert by their number, chunks by expert. Indices that name
-// no expert get no slot.
+// Everything is in one order: pairs of an expert by their number, chunks by expert. Indices that
+// name no expert get no slot.
 #include "slots.cuh"
 
 namespace {
@@ -25,13 +25,14 @@ __device__ __forceinline__ int class_of(uint64_t limits, uint32_t count) {
 
 }  // namespace
 
-// order[slot] = pair or NO_PAIR; chunks[class · capacity + i] for i < counts[class]. An expert's pairs
-// are shared out evenly: 130 with a limit of 128 are 72 and 58. One block, up to ROUTE_THREADS experts:
-// a warp counts and places pairs that follow each other, a thread has an expert in between.
+// order[slot] = pair or NO_PAIR; chunks[class · capacity + i] for i < counts[class]. An expert's
+// pairs are shared out evenly: 130 with a limit of 128 are 72 and 58. One block, up to
+// ROUTE_THREADS experts: a warp counts and places pairs that follow each other, a thread has an
+// expert in between.
 extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
-    moe_route(uint32_t *__restrict__ order, Chunk *__restrict__ chunks, uint32_t *__restrict__ counts,
-              const uint32_t *__restrict__ indices, uint32_t pairs, uint32_t experts, uint32_t slots,
-              uint32_t capacity, int classes, uint64_t limits) {
+    moe_route(uint32_t *__restrict__ order, Chunk *__restrict__ chunks,
+              uint32_t *__restrict__ counts, const uint32_t *__restrict__ indices, uint32_t pairs,
+              uint32_t experts, uint32_t slots, uint32_t capacity, int classes, uint64_t limits) {
     // Of a warp's pairs of an expert the number; then the slot of the next of them.
     __shared__ uint32_t places[ROUTE_WARPS][ROUTE_THREADS];
     __shared__ uint32_t of_warp[ROUTE_WARPS][1 + MOST_CLASSES];
@@ -66,7 +67,8 @@ extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
     uint32_t mine[1 + MOST_CLASSES], before[1 + MOST_CLASSES];
 #pragma unroll
     for (int i = 0; i <= MOST_CLASSES; i++) {
-        mine[i] = i == 0 ? padded : (of_whole == i - 1 ? whole : 0) + (of_rest == i - 1 && rest > 0);
+        mine[i] = (of_whole == i - 1 ? whole : 0) + (of_rest == i - 1 && rest > 0);
+        if (i == 0) mine[i] = padded;
         before[i] = mine[i];
 #pragma unroll
         for (uint32_t by = 1; by < 32; by *= 2) {
@@ -105,7 +107,8 @@ extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
     for (uint32_t first = begin; first < end; first += 32) {
         const uint32_t pair = first + lane, expert = pair < end ? indices[pair] : NO_PAIR;
         const bool known = expert < experts;
-        const uint32_t same = __match_any_sync(ALL_LANES, expert), lower = same & ((1u << lane) - 1);
+        const uint32_t same = __match_any_sync(ALL_LANES, expert);
+        const uint32_t lower = same & ((1u << lane) - 1);
         if (known) order[places[warp][expert] + __popc(lower)] = pair;
         __syncwarp();
         if (known && lower == 0) places[warp][expert] += __popc(same);
@@ -113,8 +116,8 @@ extern "C" __global__ void __launch_bounds__(ROUTE_THREADS)
     }
 }
 
-// x into slots, as `parts` bf16 each; `divisor`: pairs per row of x. A thread per 8 columns of a slot.
-// Grid: slots · slabs · 24 / THREADS rounded up.
+// x into slots, as `parts` bf16 each; `divisor`: pairs per row of x. A thread per 8 columns of a
+// slot. Grid: slots · slabs · 24 / THREADS rounded up.
 extern "C" __global__ void __launch_bounds__(THREADS)
     moe_slots(uint4 *__restrict__ to, const float *__restrict__ x,
               const uint32_t *__restrict__ order, uint32_t slots, int slabs, int cols,
@@ -137,8 +140,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (parts == 2) to[slot_piece(1, slabs, slots, slot, piece)] = lo;
 }
 
-// out[t,:] = Σ_j weights[t,j] · y[t·k + j,:], j in order; NaN for a token with an index that names no
-// expert, whose y nobody wrote. `quads`: rows / 4. A thread per four rows of a token.
+// out[t,:] = Σ_j weights[t,j] · y[t·k + j,:], j in order; NaN for a token with an index that names
+// no expert, whose y nobody wrote. `quads`: rows / 4. A thread per four rows of a token.
 extern "C" __global__ void __launch_bounds__(THREADS)
     moe_add(float *__restrict__ out, const float4 *__restrict__ y,
             const uint32_t *__restrict__ indices, const float *__restrict__ weights,

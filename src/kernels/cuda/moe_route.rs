@@ -102,7 +102,8 @@ impl Cuda {
         let mut order = self.scratch::<u32>(room.slots)?;
         let mut chunks = self.scratch::<u32>(4 * limits.len() * room.chunks)?;
         let mut counts = self.scratch::<u32>(limits.len())?;
-        let in_bytes = limits.iter().rev().fold(0, |bytes, limit| bytes << 8 | *limit as u64 / 8);
+        let in_bytes =
+            limits.iter().rev().fold(0, |bytes, limit| (bytes << 8) | (*limit as u64 / 8));
         let (n, e, s, c) = (uint(pairs), uint(experts), uint(room.slots), uint(room.chunks));
         let classes = int(limits.len());
         let kernel = self.kernel("moe_route", "moe_route")?;

@@ -1,17 +1,19 @@
 // MXFP4 in the order in which a warp's lanes multiply it, made by moe_pack.cu from what is stored.
 //
-// Sixteen rows are a tile: contiguous bytes, a slab for every 192 columns. A slab is 1,536 bytes of FP4
-// and 96 of scales. Its word of 16 bytes (j · 32 + lane) is what the lane with g = lane / 4 and
-// q = lane % 4 holds of 64 columns j: two words of row g, one for each block of 32 columns, and two of
-// row g + 8. The scales of those four blocks are bytes 4 · (j · 8 + g) .. + 4 behind the FP4. Columns
-// behind the last have FP4 0 and a scale of 1.
+// Sixteen rows are a tile: contiguous bytes, a slab for every 192 columns. A slab is 1,536 bytes of
+// FP4 and 96 of scales. Its word of 16 bytes (j · 32 + lane) is what the lane with g = lane / 4 and
+// q = lane % 4 holds of 64 columns j: two words of row g, one for each block of 32 columns, and two
+// of row g + 8. The scales of those four blocks are bytes 4 · (j · 8 + g) .. + 4 behind the FP4.
+// Columns behind the last have FP4 0 and a scale of 1.
 //
-// A word has eight FP4 of one block: features 8r + 2q + u, r = 0..3 being the register of an operand
-// of mma.sync (or of a fragment of wgmma) that they belong to and u its half. The codes of r lie at
+// A word has eight FP4 of one block: features 8r + 2q + u, r = 0..3 being the register of an
+// operand of mma.sync (or of a fragment of wgmma) that they belong to and u its half. The codes of
+// r lie at
 //   r 0: sign 15, others 8..6    r 1: 12, 5..3    r 2: 14, 11..9    r 3: 13, 2..0    of their half,
-// from where one or two shifts and masks bring them to bits 15 and 8..6: there exponent and mantissa of
-// a bf16 begin, so these are FP4 · 2^-126, subnormal where FP4 is. One multiplication by
-// 2^(code − 1) makes FP4 · 2^(code − 127) of both halves, exactly: code is a scale within 8..=128.
+// from where one or two shifts and masks bring them to bits 15 and 8..6: there exponent and
+// mantissa of a bf16 begin, so these are FP4 · 2^-126, subnormal where FP4 is. One multiplication
+// by 2^(code − 1) makes FP4 · 2^(code − 127) of both halves, exactly: code is a scale within
+// 8..=128.
 #pragma once
 #include "slots.cuh"
 

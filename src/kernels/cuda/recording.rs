@@ -91,7 +91,7 @@ impl Cuda {
         let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
         match graph {
             // Comes first: what went wrong in `work` went wrong because of it.
-            Err(DriverError(CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)) => return Ok(None),
+            Err(DriverError(CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)) => Ok(None),
             graph => {
                 // What went wrong in `work` comes before what that led to.
                 worked?;

@@ -3,29 +3,29 @@
 // which a number of tokens or a sum of weights is reached, and that is found by bins.
 //
 //   sample_score    a row at a glance: the largest score, the sum of e^logit
-//   sample_weigh    every token's weight, added to one of 2,048 bins of equal width in its logarithm
+//   sample_weigh    every token's weight, added to one of 2,048 bins, equal widths of its logarithm
 //   sample_collect  the tokens of the few bins in which something is decided
 //   sample_pick     by one block a row: the bin, and in it the token, by five digits of its key
 //
-// A row of temperature 0 needs the first and the last alone. Where a bin's tokens were not collected,
-// because too many scores are equal, sample_pick looks for them in the whole row, five times for each
-// of up to three cuts: right, but not fast.
+// A row of temperature 0 needs the first and the last alone. Where a bin's tokens were not
+// collected, because too many scores are equal, sample_pick looks for them in the whole row, five
+// times for each of up to three cuts: right, but not fast.
 //
 // **Equal calls give equal tokens, whatever else is in the batch.** Weights are whole numbers of 42
-// bits, scaled by the whole halvings that all tokens of a bin have in common, so that a bin's sum is
-// exact in any order and on any grid. All other sums are in f64 and in a fixed order. A weight is off
-// by 2^-43 of itself, less than summing a vocabulary in f64 one by one may be.
+// bits, scaled by the whole halvings that all tokens of a bin have in common, so that a bin's sum
+// is exact in any order and on any grid. All other sums are in f64 and in a fixed order. A weight
+// is off by 2^-43 of itself, less than summing a vocabulary in f64 one by one may be.
 //
 // **By counting**, for V = 201,088 on an H200 (132 multiprocessors at 1.75 GHz, 4.2 TB/s):
 //   bytes    three passes over 804 KB a row: 2.4 MB for one row, from the second cache but for the
 //            first; 154 MB for 64, at most 37 us of memory. Bins are 24 KB a row.
 //   weights  one polynomial a token: 15 operations in f64, 8 clocks for 32 tokens; two atomics in
-//            shared memory, three with top_k, some 10 clocks for 32 tokens with the banks' conflicts.
-//            Of 64 rows a multiprocessor has 3,050 times 32 tokens: 18 us.
+//            shared memory, three with top_k, 10 to 15 clocks for 32 tokens with the banks'
+//            conflicts. Of 64 rows a multiprocessor has 3,050 times 32 tokens: 18 to 26 us.
 //   launches one transfer and four kernels, each at least 2 us; two kernels where nothing is drawn.
-//   1 row    transfer 2, score 4, weigh 5, collect 5, pick 5 (three cuts: 8): 21 to 24 us.
-//   64 rows  transfer 2, score 14, weigh 22, collect 16, pick 8: 62 us. Masks are 1.6 MB: 30 us more
-//            for their transfer, some less for the tokens that they exclude.
+//   1 row    transfer 3, score 4, weigh 5, collect 5, pick 5 (three cuts: 9): 22 to 26 us.
+//   64 rows  transfer 3, score 15, weigh 26, collect 16, pick 8: 68 us. Masks are 1.6 MB: 30 us
+//            more for their transfer, some less for the tokens that they exclude.
 #include "sample.cuh"
 
 namespace {
@@ -155,24 +155,27 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2)
 #pragma unroll
     for (int p = 0; p < PIECES; p++) scores.load(raw[p], blockIdx.x * PIECES + p);
     Part mine = {0, 0, -INFINITY, INFINITY};
+    float best = -INFINITY;
+    int best_id = 0;
+    bool finite = true;
 #pragma unroll
     for (int p = 0; p < PIECES; p++) {
         const int piece = blockIdx.x * PIECES + p, first = scores.first(piece);
         float x[EACH];
         for (int k = 0; k < EACH; k++) {
             x[k] = raw[p][k];
-            if (first + k >= vocab) raw[p][k] = -INFINITY;
-            else if (!(fabsf(x[k]) < INFINITY)) mine.sum = NAN;
+            if (first + k < vocab) finite = finite && fabsf(x[k]) < INFINITY;
+            else raw[p][k] = -INFINITY;
             mine.largest = fmaxf(mine.largest, raw[p][k]);
         }
         if (piece < scores.pieces()) scores.change(x, piece);
         for (int k = 0; k < EACH; k++) {
             if (first + k >= vocab) continue;
-            const uint64_t key = key_of(x[k], first + k);
-            mine.best = key > mine.best ? key : mine.best;
+            if (x[k] > best) best = x[k], best_id = first + k;  // the lower id among equals
             if (x[k] > -INFINITY) mine.lowest = fminf(mine.lowest, x[k]);
         }
     }
+    mine.best = key_of(best, best_id), mine.sum = finite ? 0 : NAN;
     for (int by = 16; by > 0; by /= 2) {
         const uint64_t best = __shfl_xor_sync(ALL_LANES, mine.best, by);
         mine.best = best > mine.best ? best : mine.best;
@@ -234,8 +237,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2)
 }
 
 // Every gridDim.x-th piece of row blockIdx.y: tokens of the bins that sample_pick will look into.
-// Where a cut has to be known exactly to find the next, these are all bins in which that may be. To err
-// here costs time alone.
+// Where a cut has to be known exactly to find the next, these are all bins in which that may be. To
+// err here costs time alone.
 extern "C" __global__ void __launch_bounds__(BLOCK, 2)
     sample_collect(uint64_t *__restrict__ scratch, const float *__restrict__ logits,
                    const Row *__restrict__ rows, const uint32_t *__restrict__ words, int vocab) {
@@ -260,7 +263,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2)
     }
     if (row.top_p < 1) {
         const Place low = bins.find(as_much_as(row.top_p * least), shared);
-        const Place high = bins.find(as_much_as(row.top_p * most), shared);
+        const Place high =
+            least == most ? low : bins.find(as_much_as(row.top_p * most), shared);
         from[1] = low.bin, to[1] = high.bin, least = low.before, most = fmin(most, high.through);
     }
     if (row.min_p > 0) {
@@ -276,7 +280,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 2)
         }
     }
     from[3] = bins.find(more_than(row.uniform * least), shared).bin;
-    to[3] = bins.find(more_than(row.uniform * most), shared).bin;
+    to[3] = least == most ? from[3] : bins.find(more_than(row.uniform * most), shared).bin;
 
     const int lane = threadIdx.x % 32;
     scores.for_pieces(blockIdx.x, gridDim.x, [&](const float (&x)[EACH], int first) {
@@ -331,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 1)
             }
         }
         token = reaches(more_than(row.uniform * cut.through)).key;
-        token = token > cut.key ? token : cut.key;  // should rounding have led behind the cut
+        if (token < cut.key) token = all.best;  // should rounding have led behind the cut
     }
     if (threadIdx.x == 0) {
         const bool is_token = is_finite(all) && is_some(all);

@@ -1,10 +1,10 @@
-// Sixteen rows of packed experts times eight pairs, on tensor cores: the one order of additions that
-// moe_few.cu and moe_direct.cu share, so that a pair has the same bits in either.
+// Sixteen rows of packed experts times eight pairs, on tensor cores: the one order of additions
+// that moe_few.cu and moe_direct.cu share, so that a pair has the same bits in either.
 //
 // The weights are the 16-row operand of mma.sync, the pairs its eight columns: a column's result
-// depends on that column alone. A slab, 192 columns, is added by one warp from the first column to the
-// last, hi parts and lo parts by themselves, or of one part the features of the first and of the second
-// mma of each word; then the two; then all slabs, in order.
+// depends on that column alone. A slab, 192 columns, is added by one warp from the first column to
+// the last, hi parts and lo parts by themselves, or of one part the features of the first and of
+// the second mma of each word; then the two; then all slabs, in order.
 #pragma once
 #include "moe.cuh"
 #include "packed.cuh"
@@ -16,8 +16,8 @@ struct SlabWeights {
 };
 
 // `columns(j, w, part)`: of 64 columns j, word w and a part, the operands of the features of pair
-// lane / 4, register by register as in packed.cuh. A lane of the result has rows g = lane / 4 (x, y)
-// and g + 8 (z, w) of pairs 2 · (lane % 4) and the next.
+// lane / 4, register by register as in packed.cuh. A lane of the result has rows g = lane / 4 (x,
+// y) and g + 8 (z, w) of pairs 2 · (lane % 4) and the next.
 template <int PARTS, class Columns>
 __device__ __forceinline__ float4 slab_product(const SlabWeights &a, const Columns &columns) {
     float sum[2][4] = {};
@@ -59,8 +59,8 @@ __device__ __forceinline__ void add(float4 &sum, float4 of_slab) {
 // pairs: an even g that of rows g and g + 1, an odd one that of g + 7 and g + 8.
 __device__ __forceinline__ int gate_row(int g) { return g % 2 == 0 ? g : g + 7; }
 
-// The outputs gate_row(g) / 2 of the tile, of pairs 2 · (lane % 4) and the next. `sum` as slab_product
-// gives it, `bias` of rows gate_row(g) and the next.
+// The outputs gate_row(g) / 2 of the tile, of pairs 2 · (lane % 4) and the next. `sum` as
+// slab_product gives it, `bias` of rows gate_row(g) and the next.
 __device__ __forceinline__ float2 gate_up(float4 sum, float2 bias, float alpha, float limit) {
     const bool odd = threadIdx.x / 4 % 2;
     const float other0 = __shfl_xor_sync(ALL_LANES, odd ? sum.x : sum.z, 4);

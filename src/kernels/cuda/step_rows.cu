@@ -1,10 +1,10 @@
-// What a step does before its first layer: page tables take the changes that came with its rows, and
-// every row's slot in every layer is looked up in them.
+// What a step does before its first layer: page tables take the changes that came with its rows,
+// and every row's slot in every layer is looked up in them.
 #include "pages.cuh"
 
-// changes: their number, then for each an index into `tables` [layers, sequences, stride] and the page that
-// belongs there; at most `most`. slots: [layers, rows]; a row whose sequence or position has no table entry
-// gets one outside every pool.
+// changes: their number, then for each an index into `tables` [layers, sequences, stride] and the
+// page that belongs there; at most `most`. slots: [layers, rows]; a row whose sequence or position
+// has no table entry gets one outside every pool.
 //
 // A block per layer makes the changes of its layer, so that no block waits for another.
 extern "C" __global__ void __launch_bounds__(THREADS)

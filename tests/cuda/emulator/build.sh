@@ -57,7 +57,7 @@ kernels() {
 }
 
 objects=()
-for part in fibers async tensor memory streams driver blas; do object "$part" "$here/$part.cpp"; done
+for part in fibers async tensor wgmma memory streams driver blas; do object "$part" "$here/$part.cpp"; done
 if [ "${1:-}" = --test ]; then
     for source in "$here"/faults*.cu; do kernels "$source"; done
     for source in "$here"/selftest*.cpp; do object "$(basename "$source" .cpp)" "$source"; done

@@ -162,3 +162,4 @@ inline long long clock64() { static long long now = 0; return now += 64; }
 #include "async.h"
 #include "formats.h"
 #include "tensor.h"
+#include "wgmma.h"

@@ -20,6 +20,7 @@ enum Fault {
     NO_PARITY,
     NO_FENCE,
     POLLED,
+    COPIED_TWICE,
 };
 
 // out[t] = the sum of x[tile · 96 + t]: one warp copies tiles of 96 values into two stages, three add.
@@ -48,7 +49,9 @@ extern "C" __global__ void pipeline(const float *x, float *out, int tiles, int f
             if (fault == FEWER_BYTES_EXPECTED) expected -= 16;
             if (fault == MORE_BYTES_EXPECTED) expected += 16;
             if (fault == NO_FENCE) store_shared32(stages + stage * BYTES, 0);
+            if (fault == COPIED_TWICE) expected *= 2;
             barrier_expect(full, expected);
+            if (fault == COPIED_TWICE) bulk_copy(stages + stage * BYTES, x, BYTES, full);
             const int off = fault == MISALIGNED ? 1 : fault == BEYOND_THE_SOURCE ? 4 : 0;
             bulk_copy(stages + stage * BYTES, x + tile * 96 + off, BYTES, full, evict_first());
             if (++stage == STAGES) stage = 0, phase ^= 1;
@@ -76,7 +79,22 @@ extern "C" __global__ void pipeline(const float *x, float *out, int tiles, int f
     out[threadIdx.x] = sum;
 }
 
-// out = x, 32 · 4 values by 16 bytes each, in two groups.
+// What one thread finds before a copy of 16 bytes has arrived, and after.
+extern "C" __global__ void before_and_after(const float *x, float *out) {
+    __shared__ __align__(16) float values[4];
+    __shared__ uint64_t barrier;
+    const uint32_t to = shared_address(values), arrived = shared_address(&barrier);
+    for (int i = 0; i < 4; i++) values[i] = 0;
+    barrier_init(arrived, 1);
+    proxy_fence();
+    barrier_expect(arrived, 16);
+    bulk_copy(to, x, 16, arrived);
+    out[0] = __uint_as_float(load_shared32(to));
+    barrier_wait(arrived, 0);
+    out[1] = __uint_as_float(load_shared32(to));
+}
+
+// out = x, twice 32 · 4 values by 16 bytes each, in two groups.
 extern "C" __global__ void copies_of_16(const float *x, float *out, int wait, int misaligned) {
     __shared__ __align__(16) float values[2][128];
     __shared__ uint64_t barrier;
@@ -89,10 +107,12 @@ extern "C" __global__ void copies_of_16(const float *x, float *out, int wait, in
     }
     if (wait == 1) async_wait<1>();
     if (wait == 2) async_wait<0>();
-    if (wait >= 3) async_arrive(arrived);
+    if (wait == 3 || wait == 4) async_arrive(arrived);
     if (wait == 3) barrier_wait(arrived, 0);
     __syncthreads();
     for (int i = 0; i < 8; i++) out[i * 32 + threadIdx.x] = values[i / 4][i % 4 * 32 + threadIdx.x];
+    __syncthreads();
+    if (wait == 5) async_wait<0>();
 }
 
 // Of `bytes` of dynamic memory the poison, what was written, and what lies at byte `at`.

@@ -16,6 +16,7 @@ static std::vector<Fiber> fibers;
 static const char *kernel;
 static const std::function<void()> *body_of_kernel;
 static void *scheduler;
+static Order order_of_threads;
 // Lanes of each warp that live, and those that wait in a collective.
 static uint32_t alive[32], arrived[32];
 // Lanes that can go on, and those that sleep at a barrier in shared memory.
@@ -109,9 +110,24 @@ emulator_switch:
 
 static uint32_t bit(const Fiber &f) { return 1u << f.index % WARP; }
 
+// The next lane of a warp that can go on, behind those of `past`; WARP when there is none.
+static unsigned next_lane(unsigned warp, uint32_t past) {
+    const uint32_t lanes = ready[warp] & ~past;
+    if (!lanes) return WARP;
+    return unsigned(order_of_threads == Order::descending ? 31 - __builtin_clz(lanes) : __builtin_ctz(lanes));
+}
+
+// Straight to the next lane of the warp; behind the last to the scheduler.
 static void wait() {
-    ready[current->index / WARP] &= ~bit(*current);
-    emulator_switch(&current->stack_pointer, scheduler);
+    Fiber *const me = current;
+    const unsigned warp = me->index / WARP;
+    const uint32_t mine = bit(*me);
+    ready[warp] &= ~mine;
+    const uint32_t past = order_of_threads == Order::descending ? ~(mine - 1) : mine | (mine - 1);
+    const unsigned next = next_lane(warp, past);
+    if (next == WARP) return emulator_switch(&me->stack_pointer, scheduler);
+    current = &fibers[warp * WARP + next];
+    emulator_switch(&me->stack_pointer, current->stack_pointer);
 }
 static void go_on(const Fiber &f) { ready[f.index / WARP] |= bit(f); }
 
@@ -283,17 +299,13 @@ static void *fresh_stack(char *stack) {
 }
 
 // Every thread of a warp that can go on, until it waits; false when there was none.
-static bool run_warp(unsigned warp, Order order) {
-    bool progress = false;
-    for (unsigned k = 0; ready[warp] && k < WARP; k++) {
-        const unsigned i = order == Order::descending ? WARP - 1 - k : k;
-        if (!(ready[warp] >> i & 1)) continue;
-        progress = true;
-        current = &fibers[warp * WARP + i];
-        emulator_switch(&scheduler, current->stack_pointer);
-        current = nullptr;
-    }
-    return progress;
+static bool run_warp(unsigned warp) {
+    const unsigned first = next_lane(warp, 0);
+    if (first == WARP) return false;
+    current = &fibers[warp * WARP + first];
+    emulator_switch(&scheduler, current->stack_pointer);
+    current = nullptr;
+    return true;
 }
 
 // Ends the process, saying what sleeping threads wait for.
@@ -308,7 +320,8 @@ static bool run_warp(unsigned warp, Order order) {
     fail("no thread can go on: a barrier or shuffle that others never reach");
 }
 
-static void run_block(Order order) {
+static void run_block() {
+    const Order order = order_of_threads;
     for (unsigned i = 0; i < block.threads; i++) {
         Fiber &f = fibers[i];
         char *stack = f.stack;
@@ -329,22 +342,25 @@ static void run_block(Order order) {
     }
     fruitless = 0;
     begin_block();
+    begin_block_of_wgmma();
     const unsigned warps = (block.threads + WARP - 1) / WARP;
     while (block.live) {
         bool progress = false;
         // A warp goes on until all of it waits for the others: as far ahead of them as barriers allow.
         for (unsigned k = 0; k < warps; k++)
-            while (run_warp(order == Order::descending ? warps - 1 - k : k, order)) progress = true;
+            while (run_warp(order == Order::descending ? warps - 1 - k : k)) progress = true;
         if (deliver_some(!progress, order) || progress) continue;
         if (++fruitless > 1000 || !wake_if([](const Fiber &f) { return f.polls; }, false)) fail_stuck();
     }
     end_block();
+    end_block_of_wgmma();
 }
 
 void launch(const char *name, dim3 grid, dim3 size, char *shared_start, char *shared_end,
             uint32_t dynamic, Order order, const std::function<void()> &body) {
     kernel = name;
     body_of_kernel = &body;
+    order_of_threads = order;
     block.grid = grid;
     block.size = size;
     block.threads = size.x * size.y * size.z;
@@ -359,7 +375,7 @@ void launch(const char *name, dim3 grid, dim3 size, char *shared_start, char *sh
         block.index = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y),
                        unsigned(i / (uint64_t(grid.x) * grid.y))};
         if (shared_start) memset(shared_start, 0xff, size_t(shared_end - shared_start));
-        run_block(order);
+        run_block();
     }
     kernel = nullptr;
 }

@@ -94,6 +94,9 @@ void prepare_shared(uint32_t bytes, char *static_start, char *static_end);
 void begin_block();
 void end_block();
 bool deliver_some(bool must, Order order);
+// Of wgmma.cpp.
+void begin_block_of_wgmma();
+void end_block_of_wgmma();
 void describe_barrier(int barrier);
 
 inline unsigned lane() { return current->index % WARP; }

@@ -50,11 +50,12 @@ struct alignas(4) __half2 {
     __half2(__half x, __half y) : x(x), y(y) {}
     __half2(__half2_raw r) : x(__half_raw{r.x}), y(__half_raw{r.y}) {}
 };
+// Multiplied, subnormal numbers come out right as well.
 inline float __half2float(__half h) {
-    const float sign = h.x & 0x8000 ? -1.0f : 1.0f;
-    const int exponent = h.x >> 10 & 31, mantissa = h.x & 1023;
-    if (exponent == 31) return mantissa ? NAN : sign * INFINITY;
-    return sign * (exponent ? ldexpf(float(1024 + mantissa), exponent - 25) : ldexpf(float(mantissa), -24));
+    const uint32_t sign = uint32_t(h.x & 0x8000) << 16, magnitude = h.x & 0x7fff;
+    if (magnitude > 0x7c00) return NAN;
+    const float v = magnitude == 0x7c00 ? INFINITY : __uint_as_float(magnitude << 13) * 0x1p112f;
+    return __uint_as_float(__float_as_uint(v) | sign);
 }
 // To nearest even. Values are scaled so that the wanted unit is 1, which nearbyint then rounds to.
 inline __half __float2half_rn(float f) {
@@ -83,10 +84,15 @@ enum __nv_saturation_t { __NV_NOSAT, __NV_SATFINITE };
 
 namespace emulator {
 inline float e4m3(uint8_t code) {
-    const int exponent = code >> 3 & 15, mantissa = code & 7;
-    if (exponent == 15 && mantissa == 7) return NAN;
-    const float v = exponent ? ldexpf(float(8 + mantissa), exponent - 10) : ldexpf(float(mantissa), -9);
-    return code & 0x80 ? -v : v;
+    const uint32_t sign = uint32_t(code & 0x80) << 24, magnitude = code & 0x7f;
+    if (magnitude == 0x7f) return NAN;
+    return __uint_as_float(__float_as_uint(__uint_as_float(magnitude << 20) * 0x1p120f) | sign);
+}
+// Of a value that is a normal half, or zero, or NaN.
+inline uint16_t exact_half(float f) {
+    const uint32_t bits = __float_as_uint(f), sign = bits >> 16 & 0x8000;
+    if (f != f) return 0x7fff;
+    return uint16_t(f == 0 ? sign : sign | ((bits & 0x7fffffff) - (112u << 23)) >> 13);
 }
 }  // namespace emulator
 
@@ -107,16 +113,16 @@ inline __nv_fp8x2_storage_t __nv_cvt_float2_to_fp8x2(float2 f, __nv_saturation_t
                                 __nv_cvt_float_to_fp8(f.y, saturation, format) << 8);
 }
 inline __half_raw __nv_cvt_fp8_to_halfraw(__nv_fp8_storage_t code, __nv_fp8_interpretation_t) {
-    return {__float2half_rn(emulator::e4m3(code)).x};
+    return {emulator::exact_half(emulator::e4m3(code))};
 }
 inline __half2_raw __nv_cvt_fp8x2_to_halfraw2(__nv_fp8x2_storage_t codes, __nv_fp8_interpretation_t) {
-    return {__float2half_rn(emulator::e4m3(uint8_t(codes))).x,
-            __float2half_rn(emulator::e4m3(uint8_t(codes >> 8))).x};
+    return {emulator::exact_half(emulator::e4m3(uint8_t(codes))),
+            emulator::exact_half(emulator::e4m3(uint8_t(codes >> 8)))};
 }
 inline __half2_raw __nv_cvt_fp4x2_to_halfraw2(__nv_fp4x2_storage_t codes, __nv_fp4_interpretation_t) {
     static const float values[16] = {0,  .5f,  1,  1.5f,  2,  3,  4,  6,
                                      -0.0f, -.5f, -1, -1.5f, -2, -3, -4, -6};
-    return {__float2half_rn(values[codes & 15]).x, __float2half_rn(values[codes >> 4]).x};
+    return {emulator::exact_half(values[codes & 15]), emulator::exact_half(values[codes >> 4])};
 }
 inline __nv_bfloat16_raw __nv_cvt_e8m0_to_bf16raw(uint8_t code) {
     return {uint16_t(code == 255 ? 0x7fff : code == 0 ? 0x0040 : code << 7)};

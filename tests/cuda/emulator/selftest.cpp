@@ -346,12 +346,14 @@ int main(int count, char **arguments) {
         setenv("EMULATOR_ORDER", o, 1);
         if (count == 3) {
             check_smaller_device(int(10 * atof(arguments[1])), atoi(arguments[2]));
+            check_wgmma_is_missing();
             continue;
         }
         check_order();
         check_streams();
         check_captures();
         check_async();
+        check_wgmma();
     }
     if (count == 3) return failures != 0;
     CHECK(on_device("8.0", "163") && on_device("12.0", "99"));

@@ -48,4 +48,6 @@ std::string dies(const std::function<void()> &fault);
 bool has(const std::string &text, const char *part);
 
 void check_async();
+void check_wgmma();
+void check_wgmma_is_missing();
 void check_smaller_device(int capability, int kib);

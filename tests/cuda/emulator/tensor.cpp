@@ -1,6 +1,4 @@
 #include "tensor.h"
-#include <vector>
-// Behind the library, whose words it takes.
 #include "cuda_on_cpu.h"
 
 // The time of most tests is spent here, on indices that are constants.
@@ -17,19 +15,14 @@ struct Mma {
 
 typedef float Eight __attribute__((vector_size(32)));
 
-CHECKED_BY_EYE static void widen(float (&two)[2], uint32_t bits, Format format) {
+CHECKED_BY_EYE static inline void widen(float (&two)[2], uint32_t bits, Format format) {
     if (format == Format::bf16) {
         two[0] = __uint_as_float(bits << 16);
         two[1] = __uint_as_float(bits & 0xffff0000u);
-        return;
+    } else {
+        two[0] = __half2float(__half_raw{uint16_t(bits)});
+        two[1] = __half2float(__half_raw{uint16_t(bits >> 16)});
     }
-    static const std::vector<float> halves = [] {
-        std::vector<float> all(65536);
-        for (uint32_t i = 0; i < 65536; i++) all[i] = __half2float(__half_raw{uint16_t(i)});
-        return all;
-    }();
-    two[0] = halves[bits & 0xffff];
-    two[1] = halves[bits >> 16];
 }
 
 CHECKED_BY_EYE static void multiply(void *const (&offers)[WARP]) {
