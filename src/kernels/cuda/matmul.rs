@@ -169,7 +169,7 @@ impl Cuda {
         let matrices = self.matrices(out, projections, t, cols);
         match t {
             0 => Ok(()),
-            ..=FEW_ROWS => self.matmul_few(matrices, x, cols, q8),
+            1..=FEW_ROWS => self.matmul_few(matrices, x, cols, q8),
             _ if q8 || t <= INVARIANT_ROWS => self.matmul_many(matrices, x, cols, q8),
             _ => self.matmul_blas(matrices, x, cols),
         }

@@ -89,7 +89,7 @@ __device__ __forceinline__ void add_slice(float (&sum)[1][4], const Matrix &matr
     for (int r = 0; r < 2; r++) {
         const int at = min(first_row + g + 8 * r, matrix.rows - 1);
         row[r] = static_cast<const Value *>(matrix.weight) + size_t(at) * cols;
-        scales[r] = matrix.scales + size_t(at) * blocks;
+        scales[r] = Format::SCALED ? matrix.scales + size_t(at) * blocks : nullptr;
     }
     x += size_t(g) * cols;
 

@@ -212,7 +212,7 @@ __device__ __forceinline__ void matmul_many(uint32_t shared, const Matrices &mat
     const int some = (tokens - first_token - tokens_before + 7) / 8;
     const size_t above = size_t(first_row) * cols;
     const Tile tile = {static_cast<const typename Format::Value *>(matrix.weight) + above,
-                       matrix.scales + above / BLOCK,
+                       Format::SCALED ? matrix.scales + above / BLOCK : nullptr,
                        parts + size_t(first_token) * eights,
                        tokens,
                        eights,
