@@ -173,7 +173,7 @@ __device__ __forceinline__ void add_slices(Sums &total, const Tile &tile, uint32
     int stage = 0;
 #pragma unroll 1
     for (int column = begin, left = slice; column < end; column += TILE_COLUMNS) {
-        Scales scales;
+        Scales scales = {};
         if constexpr (Format::SCALED) scales.load(tile, row, column);
         // This stage is there for all, and everybody has read the last one.
         async_wait<AHEAD - 1>();
