@@ -31,8 +31,8 @@
 //! rows share the call, on their order, or on the number of threads. Prefill, decode and ragged
 //! batches are equal because of it. On a GPU dense products and routed experts (`moe`, both halves in one)
 //! have it among calls of 1 to 256 rows, attention has it for rows that are alone in their sequence, and
-//! so a step of decode has it as a whole. What more rows are given depends on their number, and on how
-//! many pairs an expert has.
+//! so a step of decode has it as a whole. What more rows are given depends on how many pairs an expert
+//! has, and with bf16 weights on cuBLAS.
 //!
 //! **Activations.** The products (`matmul`, `moe_gate_up`, `moe_down`) multiply what
 //! [`reference::activations`] makes of their `x` or `a`: the numbers themselves, or their neighbours in

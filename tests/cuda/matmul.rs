@@ -1,9 +1,9 @@
-//! Dense products: our own kernels up to 256 rows of x and for weights in 8 bits, cuBLAS for more in bf16.
+//! Dense products: of up to 8 rows of x, of more, and in bf16 those of cuBLAS from 257 on.
 
 use crate::common::{Rng, assert_bounded, assert_same_bits};
 use crate::device::{Gpu, Input, device};
 use gpt_oss_puzzle::kernels::cuda::{Cuda, CudaDense, INVARIANT_ROWS, Projection};
-use gpt_oss_puzzle::kernels::{Dense, Q8_BLOCK, reference};
+use gpt_oss_puzzle::kernels::{Activations, Dense, Q8_BLOCK, reference};
 use half::bf16;
 
 /// What is lost of x in two bf16 parts, 2^-17, in units of f32's epsilon.
@@ -39,18 +39,7 @@ impl Weight {
 
 fn matmul(
     gpu: &Gpu,
-    w: Dense<'_>,
-    x: &[f32],
-    bias: Option<&[f32]>,
-    shape: [usize; 2],
-    offset: usize,
-) -> Vec<f32> {
-    matmul_by(&gpu.cuda, gpu, w, x, bias, shape, offset)
-}
-
-fn matmul_by(
     cuda: &Cuda,
-    gpu: &Gpu,
     w: Dense<'_>,
     x: &[f32],
     bias: Option<&[f32]>,
@@ -66,18 +55,26 @@ fn matmul_by(
     })
 }
 
+/// Both ways to take activations.
+fn modes(gpu: &Gpu) -> [(&Cuda, Activations); 2] {
+    [(&gpu.cuda, Activations::Exact), (&gpu.rounded, Activations::Bf16)]
+}
+
 fn check(gpu: &Gpu, rng: &mut Rng, w: Dense<'_>, t: usize, shape: [usize; 2], offset: usize) {
     let [rows, cols] = shape;
     let (x, bias) = (rng.floats(t * cols), rng.floats(rows));
-    for bias in [None, Some(&*bias)] {
-        let want = reference::matmul(w, &x, bias, rows, cols);
-        let got = matmul(gpu, w, &x, bias, shape, offset);
-        let n = cols + 1 + PARTS;
-        let q8 = matches!(w, Dense::Q8 { .. });
-        let what = format!("T {t}, {shape:?}, offset {offset}, bias {}, q8 {q8}", bias.is_some());
-        assert_bounded(&got, &want, 1.0, n, &what);
-        let again = matmul(gpu, w, &x, bias, shape, offset);
-        assert_same_bits(&again, &got, &format!("{what}, again"));
+    for (cuda, mode) in modes(gpu) {
+        let taken = reference::activations(&x, mode);
+        let parts = if mode == Activations::Exact { PARTS } else { 0 };
+        for bias in [None, Some(&*bias)] {
+            let want = reference::matmul(w, &taken, bias, rows, cols);
+            let got = matmul(gpu, cuda, w, &x, bias, shape, offset);
+            let what =
+                format!("{mode:?}, T {t}, {shape:?}, offset {offset}, bias {}", bias.is_some());
+            assert_bounded(&got, &want, 1.0, cols + 1 + parts, &what);
+            let again = matmul(gpu, cuda, w, &x, bias, shape, offset);
+            assert_same_bits(&again, &got, &format!("{what}, again"));
+        }
     }
 }
 
@@ -89,22 +86,20 @@ fn matmul_is_bounded() {
         let w = rng.bf16s(rows * cols);
         check(gpu, &mut rng, Dense::Bf16(&w), t, [rows, cols], offset);
     };
-    // Around the load of 8 columns, a block of 32, a step of 64 and a slice of 320.
-    for cols in [1, 7, 8, 9, 31, 32, 33, 64, 72, 319, 320, 328, 640, 1031] {
+    // Around what a lane loads, a block of columns, a stage, a batch of blocks and a slice.
+    for cols in [1, 7, 8, 9, 31, 32, 33, 64, 120, 128, 191, 192, 200, 384, 391] {
         for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (4, 3), (5, 2), (8, 9), (9, 5)] {
             check_bf16(t, rows, cols, (t + cols / 8) % 3);
         }
     }
-    // The router, and widths of the model at every number of rows that has a kernel of its own. More slices
-    // than a block has warps.
+    // The router, widths of the model, and the wide slices of a matrix with more rows.
     check_bf16(1, 128, 2880, 0);
-    for t in [2, 8, 16, 17, 33] {
-        check_bf16(t, 9, 2880, 0);
-        check_bf16(t, 9, 4096, 1);
-    }
-    check_bf16(3, 5, 17 * 320 + 40, 0);
-    // Around tiles of 64 tokens and 128 rows, with enough of them for the device and without; a library's.
-    for (t, rows) in [(65, 127), (64, 128), (63, 129), (10, 600), (256, 2), (257, 67), (300, 3)] {
+    check_bf16(7, 9, 2880, 0);
+    check_bf16(17, 9, 4096, 1);
+    check_bf16(2, 257, 1160, 0);
+    check_bf16(9, 257, 1160, 0);
+    // Around the rows of x and of the matrix in a tile; from 257 on it is cuBLAS.
+    for (t, rows) in [(63, 127), (64, 128), (65, 129), (130, 67), (256, 3), (257, 3)] {
         check_bf16(t, rows, 72, 0);
     }
 }
@@ -125,7 +120,7 @@ fn products_of_one_launch_are_those_of_three() {
                 (true, (quants, scales)) => Dense::Q8 { quants, scales },
             };
             let weights = [0, 1, 2].map(|i| Weight::new(gpu, dense(i), i % 2));
-            for t in [0, 1, 2, 3, 8, 9, 70] {
+            for t in [0, 1, 3, 8, 9, 70, 257] {
                 let x = rng.floats(t * cols);
                 let (input, bias) = (gpu.input(&x, 0), bias.view());
                 let biases = [0, 1, 2].map(|i| (rows[i] == 4).then_some(&bias));
@@ -162,15 +157,13 @@ fn check_q8(gpu: &Gpu, rng: &mut Rng, t: usize, shape: [usize; 2], offset: usize
 fn few_rows_in_8_bits_are_bounded() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(4);
-    // Around a step of two blocks and a slice of ten.
-    for cols in [32, 64, 96, 288, 320, 352, 640, 672] {
-        for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (4, 3), (5, 2), (6, 4), (8, 9)] {
+    // Around a batch of 8 blocks, and a slice.
+    for cols in [32, 64, 96, 160, 192, 224, 256, 288, 544] {
+        for (t, rows) in [(0, 3), (1, 1), (1, 13), (2, 4), (3, 5), (5, 2), (8, 17)] {
             check_q8(gpu, &mut rng, t, [rows, cols], (t + cols / 32) % 3);
         }
     }
-    for t in 1..=8 {
-        check_q8(gpu, &mut rng, t, [9, 2880], 1);
-    }
+    check_q8(gpu, &mut rng, 8, [9, 2880], 1);
     check_q8(gpu, &mut rng, 1, [5, 4096], 0);
 }
 
@@ -178,8 +171,7 @@ fn few_rows_in_8_bits_are_bounded() {
 fn many_rows_in_8_bits_are_bounded() {
     let Some(gpu) = device() else { return };
     let mut rng = Rng(5);
-    // Around the 64 tokens and 128 rows of a tile, the 16 that are multiplied at once, and the two blocks
-    // that are fetched at a time.
+    // Around the 64 and 128 rows of a tile, the 8 of x that are multiplied at once, a stage and a slice.
     for (t, shape) in [
         (9, [1, 32]),
         (9, [127, 64]),
@@ -190,90 +182,71 @@ fn many_rows_in_8_bits_are_bounded() {
         (65, [7, 64]),
         (100, [130, 96]),
         (130, [259, 32]),
-        // Around the ten blocks of a slice.
-        (9, [5, 288]),
-        (9, [5, 320]),
-        (70, [5, 352]),
+        (257, [5, 64]),
         (16, [130, 544]),
-        // A width of the model: in as many splits as there are, in some, and in one.
         (9, [9, 2880]),
-        (16, [300, 2880]),
-        (100, [9, 4096]),
-        (130, [259, 544]),
+        (20, [300, 1184]),
     ] {
         check_q8(gpu, &mut rng, t, shape, t % 3);
     }
 }
 
-/// A row has the bits it has alone at any number of rows up to 256, in every place, beside any others,
-/// aligned or not: of few slices and of many, where tiles are enough for the device and where slices are
-/// shared out, in either form, with x in two parts and in one.
-#[test]
-fn rows_are_invariant() {
-    let Some(gpu) = device() else { return };
-    let mut rng = Rng(2);
-    let counts = [2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 65, 255, INVARIANT_ROWS];
-    for (shape @ [rows, cols], counts) in [
-        ([6, 40], &counts[..]),
-        ([3, 77], &[8, 9]),
-        ([520, 64], &[9, 65]),
-        ([4, 672], &[2, 8, 9, 33, 65, 256]),
-        ([2, 2880], &[8, 16, 65]),
-    ] {
-        let (w, bias) = (rng.bf16s(rows * cols), rng.floats(rows));
-        let (quants, scales) = reference::q8_encode(&w);
-        let mut forms = vec![Dense::Bf16(&w)];
-        if cols.is_multiple_of(Q8_BLOCK) {
-            forms.push(Dense::Q8 { quants: &quants, scales: &scales });
-        }
-        for (w, cuda) in forms.into_iter().flat_map(|w| [(w, &gpu.cuda), (w, &gpu.rounded)]) {
-            let run = |x: &[f32], offset| matmul_by(cuda, gpu, w, x, Some(&bias), shape, offset);
-            for &t in counts {
-                // One row among different ones, in three places; the others are in none of the results.
-                let (x, row) = (rng.floats(t * cols), rng.floats(cols));
-                let alone = run(&row, 0);
-                for place in [0, t / 2, t - 1] {
-                    let mut x = x.clone();
-                    x[place * cols..][..cols].copy_from_slice(&row);
-                    let got = run(&x, t % 2);
-                    let what = format!(
-                        "{shape:?}, row {place} of {t}, q8 {}",
-                        matches!(w, Dense::Q8 { .. })
-                    );
-                    assert_same_bits(&got[place * rows..][..rows], &alone, &what);
+/// A row has the bits it has alone in any company of up to 256, in every place of it.
+fn check_invariance(gpu: &Gpu, shape: [usize; 2], numbers: &[usize]) {
+    let [rows, cols] = shape;
+    let mut rng = Rng(2 + cols as u64);
+    let (w, bias) = (rng.bf16s(rows * cols), rng.floats(rows));
+    let (quants, scales) = reference::q8_encode(&w[..rows * cols / Q8_BLOCK * Q8_BLOCK]);
+    let mut forms = vec![Dense::Bf16(&w)];
+    if cols.is_multiple_of(Q8_BLOCK) {
+        forms.push(Dense::Q8 { quants: &quants, scales: &scales });
+    }
+    let most = *numbers.iter().max().unwrap();
+    assert!(most <= INVARIANT_ROWS);
+    let x = rng.floats(most * cols);
+    for (w, (cuda, mode)) in forms.iter().flat_map(|w| modes(gpu).map(|mode| (*w, mode))) {
+        let run = |x: &[f32], offset| matmul(gpu, cuda, w, x, Some(&bias), shape, offset);
+        let all = run(&x, 0);
+        let what = format!("{mode:?}, {shape:?}, q8 {}", matches!(w, Dense::Q8 { .. }));
+        for &t in numbers {
+            for first in [0, (most - t) / 2, most - t] {
+                // As stored and, from other addresses, in the other order.
+                let here = first..first + t;
+                let got = run(&x[here.start * cols..here.end * cols], 0);
+                let want = &all[here.start * rows..here.end * rows];
+                assert_same_bits(&got, want, &format!("{what}, rows {here:?} of {most}"));
+                if first > 0 {
+                    let turned: Vec<_> =
+                        here.clone().rev().flat_map(|i| &x[i * cols..][..cols]).copied().collect();
+                    let got = run(&turned, 1);
+                    let want: Vec<_> = here
+                        .clone()
+                        .rev()
+                        .flat_map(|i| &all[i * rows..][..rows])
+                        .copied()
+                        .collect();
+                    assert_same_bits(&got, &want, &format!("{what}, rows {here:?} turned"));
                 }
             }
         }
     }
 }
 
-/// Rounded to one part, the result is that of a rounded x, bounded as any.
 #[test]
-fn activations_can_be_rounded() {
+fn rows_have_their_bits_in_any_company() {
     let Some(gpu) = device() else { return };
-    let mut rng = Rng(8);
-    for (t, shape @ [rows, cols]) in [(1, [9, 96]), (8, [5, 64]), (17, [130, 64]), (70, [5, 352])] {
-        let w = rng.bf16s(rows * cols);
-        let (quants, scales) = reference::q8_encode(&w);
-        let x = rng.floats(t * cols);
-        let rounded: Vec<f32> = x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-        for w in [Dense::Bf16(&w), Dense::Q8 { quants: &quants, scales: &scales }] {
-            let got = matmul_by(&gpu.rounded, gpu, w, &x, None, shape, 0);
-            let want = reference::matmul(w, &rounded, None, rows, cols);
-            assert_bounded(&got, &want, 1.0, cols + 1, &format!("T {t}, {shape:?}"));
-            assert_same_bits(
-                &matmul_by(&gpu.rounded, gpu, w, &rounded, None, shape, 0),
-                &got,
-                "rounded before",
-            );
-        }
-    }
-    // With bf16 weights and many rows, a library's product.
-    let (w, x) = (rng.bf16s(3 * 32), rng.floats(257 * 32));
-    let rounded: Vec<f32> = x.iter().map(|x| bf16::from_f32(*x).to_f32()).collect();
-    let got = matmul_by(&gpu.rounded, gpu, Dense::Bf16(&w), &x, None, [3, 32], 0);
-    let want = reference::matmul(Dense::Bf16(&w), &rounded, None, 3, 32);
-    assert_bounded(&got, &want, 1.0, 33, "T 257");
+    // Slices of 192, 192 and 64 columns; two tiles of the matrix, four of x.
+    check_invariance(gpu, [131, 448], &[1, 2, 3, 8, 9, 16, 17, 64, 65, 255, 256]);
+    // No wide loads.
+    check_invariance(gpu, [5, 205], &[1, 8, 9, 70]);
+    // Two slices of 320 and 264 columns.
+    check_invariance(gpu, [258, 584], &[1, 8, 9, 17]);
+}
+
+#[test]
+fn rows_of_a_models_width_have_their_bits_in_any_company() {
+    let Some(gpu) = device() else { return };
+    check_invariance(gpu, [20, 2880], &[1, 3, 8, 9]);
 }
 
 /// Every pair of a weight's bits and a position reads that weight: x picks one column.
@@ -289,7 +262,7 @@ fn one_hot_inputs_read_every_weight() {
                 for t in 0..t {
                     x[t * cols + (column + t) % cols] = 2.0;
                 }
-                let got = matmul(gpu, Dense::Bf16(&w), &x, None, [7, cols], 0);
+                let got = matmul(gpu, &gpu.cuda, Dense::Bf16(&w), &x, None, [7, cols], 0);
                 for (i, got) in got.iter().enumerate() {
                     let want = 2.0 * w[i % 7 * cols + (column + i / 7) % cols].to_f32();
                     assert_eq!(*got, want, "T {t}, column {column}, [{i}]");
@@ -305,7 +278,7 @@ fn one_hot_inputs_read_every_quant_exactly() {
     let Some(gpu) = device() else { return };
     let shape @ [rows, cols] = [256, 64];
     let quants: Vec<i8> = (0..rows * cols).map(|i| (i / cols + 7 * (i % cols)) as i8).collect();
-    // Zero, the smallest, subnormal and normal, all bits of the mantissa, the largest that few rows take.
+    // Zero, the smallest, subnormal and normal, all bits of the mantissa, nearly the largest.
     let bits = [0x0000, 0x0001, 0x0055, 0x0080, 0x3bff, 0x3c01, 0x3f80, 0x77ff];
     let scales: Vec<_> =
         (0..rows * cols / Q8_BLOCK).map(|i| bf16::from_bits(bits[i / 3 % 8])).collect();
@@ -317,7 +290,7 @@ fn one_hot_inputs_read_every_quant_exactly() {
         for t in 0..t {
             x[t * cols + first + t] = 2.0;
         }
-        let got = matmul(gpu, w, &x, None, shape, 0);
+        let got = matmul(gpu, &gpu.cuda, w, &x, None, shape, 0);
         for (i, got) in got.iter().enumerate() {
             let at = i % rows * cols + first + i / rows;
             let (quant, scale) = (quants[at], scales[at / Q8_BLOCK]);
@@ -327,13 +300,14 @@ fn one_hot_inputs_read_every_quant_exactly() {
     }
 }
 
-/// Values that two bf16 hold only with care: the largest f32, infinity, NaN, and what rounds up.
+/// Values that one or two bf16 hold only with care: the largest f32, infinity, NaN, and what rounds up.
 #[test]
-fn extremes_pass_through_both_ways() {
+fn extremes_pass_through_every_way() {
     let Some(gpu) = device() else { return };
     let small = bf16::from_f32(2f32.powi(-30));
     let forms = [Dense::Bf16(&[small; 32]), Dense::Q8 { quants: &[127; 32], scales: &[small] }];
-    for (w, t) in forms.into_iter().flat_map(|w| [(w, 1), (w, 9)]) {
+    let ways = forms.into_iter().flat_map(|w| [1, 9, 257].map(|t| (w, t)));
+    for (w, t, (cuda, mode)) in ways.flat_map(|(w, t)| modes(gpu).map(|mode| (w, t, mode))) {
         // A block is summed before its scale is applied, and 32 · 127 times this is a number.
         let most = match w {
             Dense::Q8 { .. } => 1.99 * 2f32.powi(115),
@@ -342,17 +316,17 @@ fn extremes_pass_through_both_ways() {
         for value in [most, -most, most / 1.003, 1.0 + f32::EPSILON, f32::MIN_POSITIVE] {
             let mut x = vec![0.0; t * 32];
             x[(t - 1) * 32..].fill(value);
-            let want = reference::matmul(w, &x, None, 1, 32);
-            let got = matmul(gpu, w, &x, None, [1, 32], 0);
-            assert_bounded(&got, &want, 1.0, 33 + PARTS, &format!("T {t}, {value}"));
+            let want = reference::matmul(w, &reference::activations(&x, mode), None, 1, 32);
+            let got = matmul(gpu, cuda, w, &x, None, [1, 32], 0);
+            assert_bounded(&got, &want, 1.0, 33 + PARTS, &format!("{mode:?}, T {t}, {value}"));
         }
         for value in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
             let mut x = vec![0.0; t * 32];
             x[(t - 1) * 32 + 5] = value;
-            let got = matmul(gpu, w, &x, None, [1, 32], 0);
+            let got = matmul(gpu, cuda, w, &x, None, [1, 32], 0);
             assert!(got[..t - 1].iter().all(|y| *y == 0.0), "T {t}: other rows: {got:?}");
             let same = got[t - 1] == value || (got[t - 1].is_nan() && value.is_nan());
-            assert!(same, "T {t}, {value}: {}", got[t - 1]);
+            assert!(same, "{mode:?}, T {t}, {value}: {}", got[t - 1]);
         }
     }
 }
@@ -365,7 +339,7 @@ fn what_is_no_number_is_not_hidden() {
     scales[3] = bf16::NAN;
     for t in [1, 9] {
         let w = Dense::Q8 { quants: &[3; 192], scales: &scales };
-        let got = matmul(gpu, w, &rng.floats(t * 64), None, [3, 64], 0);
+        let got = matmul(gpu, &gpu.cuda, w, &rng.floats(t * 64), None, [3, 64], 0);
         for (i, y) in got.iter().enumerate() {
             assert_eq!(y.is_nan(), i % 3 == 1, "T {t} [{i}]: {y}");
         }

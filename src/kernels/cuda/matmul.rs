@@ -1,52 +1,23 @@
-//! Dense products: matmul.cu and matmul_q8.cu, for many rows of x and bf16 weights cuBLAS.
+//! Dense products: matmul_few.cu for up to 8 rows; for more, matmul_many.cu, or cuBLAS.
 
-use super::cudarc::cublas::{result::gemm_ex, sys};
 use super::cudarc::driver::{
-    CudaSlice, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg,
+    CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg,
 };
-use super::{Cuda, CudaError, THREADS, blocks, int};
+use super::{Cuda, CudaError, int};
 use crate::kernels::{Activations, Q8_BLOCK, elements};
 use half::bf16;
 
-/// Up to this many rows of x, a row's dense products and experts have the same bits in any company.
+/// Up to so many rows of x, the bits of a row of the result do not depend on the others.
 pub const INVARIANT_ROWS: usize = 256;
 
-/// Rows of x whose weights go straight to registers: the columns of an mma.
-const FEW: usize = 8;
+/// Rows of x that matmul_few.cu takes: `TOKENS` in matmul.cuh.
+const FEW_ROWS: usize = 8;
 
-/// Rows of the weight per block of threads, for few and for more rows of x: as in the sources.
-const FEW_ROWS: usize = 16;
-const MANY_ROWS: usize = 128;
+/// Rows of a matrix per block of threads: `ROWS` in matmul.cuh.
+const ROWS: usize = 16;
 
-/// Columns of a slice, whose sum comes before those of other slices are added: `SLICE` blocks of 32.
-const SLICE: usize = 320;
-
-/// Warps of a block for few rows: one for each slice, as far as these go. Fewer could not write 128 sums.
-const WARPS: [usize; 2] = [4, 16];
-
-/// Threads of a block for more rows, stages in its shared memory, bytes of a row's step of x (64 columns).
-const MANY_THREADS: usize = 256;
-const STAGES: usize = 3;
-const STEP_BYTES: usize = 128;
-
-/// Tokens of a block's tile, and the kernels for them: with one part of x and with two, in bf16 and in 8 bits.
-type Names = [[&'static str; 2]; 2];
-const TILES: [(usize, Names); 3] = [
-    (
-        16,
-        [["matmul_many_16_1", "matmul_many_16_2"], ["matmul_q8_many_16_1", "matmul_q8_many_16_2"]],
-    ),
-    (
-        32,
-        [["matmul_many_32_1", "matmul_many_32_2"], ["matmul_q8_many_32_1", "matmul_q8_many_32_2"]],
-    ),
-    (
-        64,
-        [["matmul_many_64_1", "matmul_many_64_2"], ["matmul_q8_many_64_1", "matmul_q8_many_64_2"]],
-    ),
-];
-const OF_FEW: Names = [["matmul_few_1", "matmul_few_2"], ["matmul_q8_few_1", "matmul_q8_few_2"]];
-const SOURCES: [&str; 2] = ["matmul", "matmul_q8"];
+/// Most slices of a row: `MOST_SLICES` in matmul.cuh.
+const MOST_SLICES: usize = 16;
 
 /// A dense matrix `[rows, cols]` on the device, see [`Dense`](crate::kernels::Dense).
 #[derive(Debug)]
@@ -73,35 +44,48 @@ pub struct Projection<'a> {
     pub rows: usize,
 }
 
-/// Products of one launch at most: `Matrices` in matmul.cuh.
+/// Products of one call at most: `Matrices` in matmul.cuh.
 const MOST: usize = 3;
 
 /// A [`Projection`] and its result as the kernels take them: addresses, 0 for none.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Matrix {
-    out: u64,
-    weight: u64,
+pub(super) struct Matrix {
+    pub(super) out: u64,
+    pub(super) weight: u64,
     scales: u64,
-    bias: u64,
-    rows: i32,
-    tiles: i32,
+    pub(super) bias: u64,
+    pub(super) sums: u64,
+    pub(super) rows: i32,
+    pub(super) blocks: i32,
+    pub(super) slice: i32,
+    pub(super) splits: i32,
 }
 
 // SAFETY: plain numbers in C's order, without padding between them.
 unsafe impl DeviceRepr for Matrix {}
 
+/// Those of a launch. The ones that are not there have no rows.
+pub(super) type Matrices = [Matrix; MOST];
+
+/// Columns of a slice: the order of additions, so it depends on the shape alone. Of a matrix with few rows
+/// they are narrow, since there is nothing else to share out.
+fn slice(rows: usize, cols: usize) -> usize {
+    let wanted = if rows <= 256 { 192 } else { 576 };
+    let slices = cols.div_ceil(wanted).min(MOST_SLICES);
+    cols.div_ceil(slices).next_multiple_of(64)
+}
+
 impl Cuda {
     /// `out[t,o] = bias[o] + Σ_i weight[o,i]·x[t,i]` with `weight: [rows, cols]`, `x: [T, cols]`,
     /// `bias: [rows]`, `out: [T, rows]`.
     ///
-    /// x is taken apart into two bf16, which leaves 2^-17 of it out, or rounded to one, see
-    /// [`Activations`]. Row-invariant among calls of up to [`INVARIANT_ROWS`] rows of x, and in 8 bits
-    /// among any. More rows with bf16 weights go through cuBLAS, where the order of summation may change
-    /// with T.
+    /// Of up to [`INVARIANT_ROWS`] rows of x each is row-invariant. More of them go through cuBLAS with bf16
+    /// weights, where the order of summation may change with T. x is taken apart into two bf16, which leaves
+    /// 2^-17 of it out, or rounded to one, as the [`Activations`] of these kernels say.
     ///
-    /// In 8 bits every weight is exact: quant times scale, not rounded to bf16. The sum of a block of 32
-    /// may overflow before its scale makes it small, from values of x of 2^116 on.
+    /// In 8 bits every weight is exact: quant times scale, not rounded to bf16; rows of x are row-invariant at
+    /// any number. Values of x from 2^116 on may overflow in between.
     ///
     /// # Panics
     ///
@@ -120,7 +104,7 @@ impl Cuda {
     }
 
     /// [`Cuda::matmul`] of several weights with the same `x: [T, cols]`; the results `[T, rows]` lie in
-    /// `out` one after another. Each has the bits it has alone; of one form, all are one launch.
+    /// `out` one after another, each with the bits it has alone.
     ///
     /// # Panics
     ///
@@ -138,32 +122,17 @@ impl Cuda {
         projections.iter().for_each(|projection| self.check(projection, x, cols));
         let all = elements([t, projections.iter().map(|p| p.rows).sum()]);
         assert_eq!(out.len(), all, "out");
-        if all == 0 {
-            return Ok(());
-        }
-        // Within x and within a tile's rows, offsets are 32 bits wide.
-        int(MANY_ROWS * (cols + STEP_BYTES));
-        let parts = if t > FEW { Some(self.split(x, cols)?) } else { None };
-        let is_q8 = |p: &Projection<'_>| matches!(p.weight, CudaDense::Q8 { .. });
-        let q8 = projections.iter().filter(|p| is_q8(p)).count();
-        if q8 == N || q8 == 0 && t <= INVARIANT_ROWS {
-            return self.matmul_own(out, &projections, x, parts.as_ref(), cols, q8 > 0);
+        let q8 = |p: &Projection<'_>| matches!(p.weight, CudaDense::Q8 { .. });
+        let all_q8 = projections.iter().all(q8);
+        if all_q8 || !projections.iter().any(q8) {
+            return self.products(out, projections, x, cols, all_q8);
         }
         let mut start = 0;
-        for projection in &projections {
+        for projection in projections {
             let n = t * projection.rows;
-            let out = &mut out.slice_mut(start..start + n);
+            let (q8, out) = (q8(&projection), &mut out.slice_mut(start..start + n));
+            self.products(out, [projection], x, cols, q8)?;
             start += n;
-            match (projection.weight, &parts) {
-                _ if n == 0 => {}
-                (CudaDense::Bf16(weight), Some(parts)) if t > INVARIANT_ROWS => {
-                    self.matmul_cublas(out, weight, parts, projection, cols)?
-                }
-                (_, parts) => {
-                    let one = std::slice::from_ref(projection);
-                    self.matmul_own(out, one, x, parts.as_ref(), cols, is_q8(projection))?
-                }
-            }
         }
         Ok(())
     }
@@ -185,43 +154,37 @@ impl Cuda {
         assert!(bias.is_none_or(|b| b.len() == *rows), "bias");
     }
 
-    /// The bf16 parts of x: `[parts, T, cols]`, hi and then lo where activations are exact, with cols padded
-    /// to whole blocks of 32.
-    fn split(&self, x: &CudaView<'_, f32>, cols: usize) -> Result<CudaSlice<bf16>, CudaError> {
-        let n = x.len() / cols * cols.next_multiple_of(Q8_BLOCK);
-        let mut parts = self.scratch::<bf16>(self.part_count() * n)?;
-        let (c, count, n) = (int(cols), int(self.part_count()), n as u64);
-        let kernel = self.kernel("matmul", "matmul_split")?;
-        let mut call = kernel.call();
-        call.arg(&mut parts).arg(x).arg(&c).arg(&count).arg(&n);
-        // SAFETY: each part has the n values of x's padded rows.
-        unsafe { kernel.launch(call, blocks(n as usize), THREADS) }?;
-        Ok(parts)
-    }
-
-    fn part_count(&self) -> usize {
-        match self.activations {
-            Activations::Exact => 2,
-            Activations::Bf16 => 1,
-        }
-    }
-
-    /// Products by our own kernels, with weights of one form. `parts` of x when there are more than `FEW`
-    /// rows of it.
-    fn matmul_own(
+    /// See [`Cuda::matmul_each`], which checked the arguments. Weights are all in 8 bits or none.
+    fn products<const N: usize>(
         &self,
         out: &mut CudaViewMut<'_, f32>,
-        projections: &[Projection<'_>],
+        projections: [Projection<'_>; N],
         x: &CudaView<'_, f32>,
-        parts: Option<&CudaSlice<bf16>>,
         cols: usize,
         q8: bool,
     ) -> Result<(), CudaError> {
-        let (t, outputs, slices) = (x.len() / cols, out.len(), cols.div_ceil(SLICE));
-        let (form, count) = (usize::from(q8), self.part_count() - 1);
-        let height = if parts.is_some() { MANY_ROWS } else { FEW_ROWS };
+        // Within the rows of a tile, offsets are 32 bits wide.
+        int(128 * (cols + 64));
+        let t = x.len() / cols;
+        let matrices = self.matrices(out, projections, t, cols);
+        match t {
+            0 => Ok(()),
+            1..=FEW_ROWS => self.matmul_few(matrices, x, cols, q8),
+            _ if q8 || t <= INVARIANT_ROWS => self.matmul_many(matrices, x, cols, q8),
+            _ => self.matmul_blas(matrices, x, cols),
+        }
+    }
+
+    /// The matrices of a launch, without what depends on the kernel; of their results one is behind the other.
+    fn matrices<const N: usize>(
+        &self,
+        out: &mut CudaViewMut<'_, f32>,
+        projections: [Projection<'_>; N],
+        t: usize,
+        cols: usize,
+    ) -> Matrices {
         let stream = self.stream();
-        let (mut matrices, mut start) = ([Matrix::default(); MOST], out.device_ptr_mut(stream).0);
+        let (mut matrices, mut start) = (Matrices::default(), out.device_ptr_mut(stream).0);
         for (matrix, Projection { weight, bias, rows }) in matrices.iter_mut().zip(projections) {
             let (weight, scales) = match weight {
                 CudaDense::Bf16(weight) => (weight.device_ptr(stream).0, 0),
@@ -230,110 +193,41 @@ impl Cuda {
                 }
             };
             let bias = bias.map_or(0, |bias| bias.device_ptr(stream).0);
-            let tiles = int(rows.div_ceil(height));
-            *matrix = Matrix { out: start, weight, scales, bias, rows: int(*rows), tiles };
-            start += (t * rows * size_of::<f32>()) as u64;
+            let (out, rows, slice) = (start, int(rows), int(slice(rows, cols)));
+            *matrix = Matrix { out, weight, scales, bias, rows, slice, ..Matrix::default() };
+            start += (t * rows as usize * size_of::<f32>()) as u64;
         }
-        let tiles: usize = matrices.iter().map(|matrix| matrix.tiles as usize).sum();
-        let (tokens, i) = (int(t), int(cols));
-        let Some(parts) = parts else {
-            let warps = slices.clamp(WARPS[0], WARPS[1]);
-            let kernel = self.kernel(SOURCES[form], OF_FEW[form][count])?;
-            let mut call = kernel.call();
-            call.arg(&matrices).arg(x).arg(&tokens).arg(&i);
-            // SAFETY: a block is of one of the matrices. Rows behind the last are read as the last, tokens
-            // behind the last not at all, and neither is written; columns end at `cols`. The lengths hold
-            // the rest, bias is `rows` long or null, and wide loads are aligned.
-            return unsafe { kernel.launch(call, [tiles, 1, 1], 32 * warps) };
-        };
-        let (width, names) = TILES.iter().find(|tile| t <= tile.0).unwrap_or(&TILES[2]);
-        let grid = tiles * t.div_ceil(*width);
-        // Too few blocks for the device share out the slices.
-        let shares = if grid >= self.multiprocessors {
-            1
-        } else {
-            (2 * self.multiprocessors).div_ceil(grid).min(slices)
-        };
-        let share = slices.div_ceil(shares);
-        let shares = slices.div_ceil(share);
-        let mut sums =
-            self.scratch::<f32>(if shares > 1 { elements([slices, outputs]) } else { 1 })?;
-        let weights = MANY_ROWS * if q8 { STEP_BYTES / 2 } else { STEP_BYTES };
-        let shared = STAGES * (weights + self.part_count() * width * STEP_BYTES);
-        let (of_share, n) = (int(share), outputs as u64);
-        let kernel = self.kernel(SOURCES[form], names[form][count])?;
-        let mut call = kernel.call();
-        call.arg(&matrices).arg(&mut sums).arg(parts).arg(&tokens).arg(&i).arg(&of_share).arg(&n);
-        // SAFETY: as above; parts has the tokens' padded rows, and with more than one share every slice its
-        // own outputs in `sums`.
-        unsafe { kernel.launch_with(call, [grid, shares, 1], MANY_THREADS, shared) }?;
-        if shares == 1 {
-            return Ok(());
-        }
-        let count = int(slices);
-        let kernel = self.kernel("matmul", "matmul_add")?;
-        let mut call = kernel.call();
-        call.arg(&matrices).arg(&sums).arg(&count).arg(&tokens).arg(&n);
-        // SAFETY: writes the n outputs, which begin at the first matrix's, from as many sums of each slice.
-        unsafe { kernel.launch(call, blocks(outputs), THREADS) }
+        matrices
     }
 
-    /// Products of many rows by cuBLAS. `parts` of x as [`Cuda::split`] leaves them.
-    fn matmul_cublas(
+    /// Up to [`FEW_ROWS`] rows of x, see [`Cuda::products`].
+    fn matmul_few(
         &self,
-        out: &mut CudaViewMut<'_, f32>,
-        weight: &CudaView<'_, bf16>,
-        parts: &CudaSlice<bf16>,
-        projection: &Projection<'_>,
+        mut matrices: Matrices,
+        x: &CudaView<'_, f32>,
         cols: usize,
+        q8: bool,
     ) -> Result<(), CudaError> {
-        let Projection { bias, rows, .. } = *projection;
-        let (t, padded) = (out.len() / rows, cols.next_multiple_of(Q8_BLOCK));
-        if let Some(bias) = bias {
-            let (o, n, grid) = (int(rows), out.len() as u64, blocks(out.len()));
-            let kernel = self.kernel("matmul", "matmul_bias")?;
-            let mut call = kernel.call();
-            call.arg(&mut *out).arg(bias).arg(&o).arg(&n);
-            // SAFETY: writes the n values of out; bias is `rows` long.
-            unsafe { kernel.launch(call, grid, THREADS) }?;
+        let (mut blocks, mut warps) = (0, 1);
+        for matrix in matrices.iter_mut().filter(|matrix| matrix.rows > 0) {
+            let of_matrix = (matrix.rows as usize).div_ceil(ROWS);
+            matrix.blocks = int(of_matrix);
+            blocks += of_matrix;
+            warps = warps.max(cols.div_ceil(matrix.slice as usize));
         }
-        let part = |i: usize| parts.slice(i * t * padded..(i + 1) * t * padded);
-        // cuBLAS counts columns first: weight is [cols, rows], x [cols, T], out [rows, T].
-        let (m, n, k, stride) = (int(rows), int(t), int(cols), int(padded));
-        let stream = self.stream();
-        let (weight, _weight) = weight.device_ptr(stream);
-        let (out, _out) = out.device_ptr_mut(stream);
-        for i in 0..self.part_count() {
-            let part = part(i);
-            let (part, _part) = part.device_ptr(stream);
-            let (alpha, beta) = (1f32, f32::from(u8::from(i > 0 || bias.is_some())));
-            // SAFETY: the three matrices have these shapes, x's rows with padding, which the lengths hold;
-            // alpha and beta are f32, as the type of the sums says.
-            let done = unsafe {
-                gemm_ex(
-                    *self.blas.handle(),
-                    sys::cublasOperation_t::CUBLAS_OP_T,
-                    sys::cublasOperation_t::CUBLAS_OP_N,
-                    m,
-                    n,
-                    k,
-                    (&raw const alpha).cast(),
-                    weight as *const _,
-                    sys::cudaDataType::CUDA_R_16BF,
-                    k,
-                    part as *const _,
-                    sys::cudaDataType::CUDA_R_16BF,
-                    stride,
-                    (&raw const beta).cast(),
-                    out as *mut _,
-                    sys::cudaDataType::CUDA_R_32F,
-                    m,
-                    sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-                    sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
-                )
-            };
-            done.map_err(|e| CudaError::new("cublasGemmEx", e))?;
-        }
-        Ok(())
+        let (tokens, i) = (int(x.len() / cols), int(cols));
+        let name = match (q8, self.activations) {
+            (false, Activations::Exact) => "matmul_few_exact",
+            (false, Activations::Bf16) => "matmul_few_bf16",
+            (true, Activations::Exact) => "matmul_q8_few_exact",
+            (true, Activations::Bf16) => "matmul_q8_few_bf16",
+        };
+        let kernel = self.kernel("matmul_few", name)?;
+        let mut call = kernel.call();
+        call.arg(&matrices).arg(x).arg(&tokens).arg(&i);
+        // SAFETY: a block is of one of the matrices, and has a warp for each of its slices. Rows behind the
+        // last are read as the last and not written, tokens behind the last not at all; columns end at
+        // `cols`. The lengths hold the rest, bias is `rows` long or null, and wide loads are aligned.
+        unsafe { kernel.launch(call, [blocks, 1, 1], 32 * warps) }
     }
 }

@@ -18,6 +18,7 @@ mod embedding;
 #[cfg(test)]
 mod lookup;
 mod matmul;
+mod matmul_many;
 mod memory;
 mod moe;
 mod moe_few;
@@ -130,11 +131,6 @@ fn int(size: usize) -> i32 {
 /// An index or a number of blocks as a kernel takes it, see [`int`].
 fn uint(size: usize) -> u32 {
     u32::try_from(size).unwrap_or_else(|_| panic!("{size} is too large for a kernel"))
-}
-
-/// Blocks of [`THREADS`] threads that walk over `n` elements: one each, up to a number that fills any device.
-fn blocks(n: usize) -> [usize; 3] {
-    [n.div_ceil(THREADS).min(1 << 20), 1, 1]
 }
 
 /// The kernels on one stream of one device.

@@ -16,6 +16,16 @@ __device__ __forceinline__ uint4 load_once(const uint4 *p) {
 #endif
 }
 
+__device__ __forceinline__ uint2 load_once(const uint2 *p) {
+#if defined(__CUDACC__)
+    uint2 v;
+    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+#else
+    return *p;
+#endif
+}
+
 // N sums over the warp, N a power of two up to 32: lane l gets the sum of v[l / (32 / N)] of all
 // lanes. While more than one is left, a lane hands half of them to its partner: N − 1 shuffles and
 // a few, not 5·N. Every sum is added in the order of warp_sum, whatever N and its place.
@@ -46,7 +56,6 @@ struct Bf16Parts {
     uint16_t hi, lo;
 };
 __device__ __forceinline__ Bf16Parts split_bf16(float x) {
-    // Without branches: every product takes all its activations through this.
     const bool finite = (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
     uint16_t hi = f32_to_bf16(x);
     hi -= finite && (hi & 0x7f80) == 0x7f80;
@@ -57,4 +66,24 @@ __device__ __forceinline__ Bf16Parts split_bf16(float x) {
 __device__ __forceinline__ void split_bf16x2(uint32_t &hi, uint32_t &lo, float low, float high) {
     const Bf16Parts a = split_bf16(low), b = split_bf16(high);
     hi = a.hi | uint32_t(b.hi) << 16, lo = a.lo | uint32_t(b.lo) << 16;
+}
+
+// The same of eight numbers, without a branch for each.
+__device__ __forceinline__ void split_bf16x8(uint4 &hi, uint4 &lo, const float4 &a,
+                                             const float4 &b) {
+    const float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+    uint32_t h[4], l[4], large = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        h[i] = f32_to_bf16x2(v[2 * i], v[2 * i + 1]);
+        const float2 rounded = bf16x2_to_f32(h[i]);
+        l[i] = f32_to_bf16x2(v[2 * i] - rounded.x, v[2 * i + 1] - rounded.y);
+        // The upper bits of the halves: whether an exponent is the largest.
+        large |= (h[i] & 0x7f807f80u) + 0x00800080u;
+    }
+    if (large & 0x80008000u) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) split_bf16x2(h[i], l[i], v[2 * i], v[2 * i + 1]);
+    }
+    hi = make_uint4(h[0], h[1], h[2], h[3]), lo = make_uint4(l[0], l[1], l[2], l[3]);
 }
