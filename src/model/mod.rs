@@ -47,7 +47,7 @@ use crate::kernels::cpu::Cpu;
 use crate::kernels::cuda::{self, Upload};
 use crate::ops::{Engine, HostRows, Rows, Tables};
 use crate::weights::Checkpoint;
-use crate::{Error, ErrorKind, ModelConfig, Result, ops};
+use crate::{Error, ModelConfig, Result, ops};
 use decoder_layer::DecoderLayer;
 use linear::Linear;
 use norm::RmsNorm;
@@ -353,61 +353,6 @@ impl GptOss {
                 Ok(tokens.map(|token| Some(token).filter(is_token)).collect())
             }
         }
-    }
-
-    fn check(&self, batch: &Batch, sequences: &[&mut Sequence]) -> Result<()> {
-        if batch.is_empty() {
-            return Err(Error::invalid_request("the batch is empty"));
-        }
-        let mut next: Vec<usize> = sequences.iter().map(|s| s.len()).collect();
-        for sequence in sequences {
-            if !sequence.cache().same_pool(sequences[0].cache()) {
-                return Err(Error::invalid_request(
-                    "the sequences of a batch come from different caches",
-                ));
-            }
-            if !sequence.cache().words().device().same_device(&self.device) {
-                return Err(Error::invalid_request(
-                    "the key-value cache is on another device than the model",
-                ));
-            }
-            if !sequence.cache().fits(&self.config) {
-                return Err(Error::invalid_request(
-                    "the key-value cache was made for a model of another shape",
-                ));
-            }
-        }
-        let rows = batch.tokens().iter().zip(batch.positions()).zip(batch.sequence_ids());
-        for (row, ((&token, &position), &id)) in rows.enumerate() {
-            if token as usize >= self.config.vocab_size {
-                return Err(Error::invalid_request(format!(
-                    "row {row}: token {token} is outside the vocabulary of {}",
-                    self.config.vocab_size
-                )));
-            }
-            let Some(next) = next.get_mut(id as usize) else {
-                return Err(Error::invalid_request(format!(
-                    "row {row}: sequence {id} of {}",
-                    sequences.len()
-                )));
-            };
-            if position as usize != *next {
-                return Err(Error::invalid_request(format!(
-                    "row {row}: position {position}, but sequence {id} continues at {next}"
-                )));
-            }
-            if *next >= self.config.max_position_embeddings {
-                return Err(Error::new(
-                    ErrorKind::ContextOverflow,
-                    format!(
-                        "row {row}: position {position} of a context of {}",
-                        self.config.max_position_embeddings
-                    ),
-                ));
-            }
-            *next += 1;
-        }
-        Ok(())
     }
 }
 

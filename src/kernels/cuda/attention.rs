@@ -1,8 +1,8 @@
 //! Attention over the paged cache: attention_decode.cu for rows that are alone, attention_prefill.cu for
 //! runs of rows of one sequence.
 //!
-//! A row's bits depend on which of the two takes it and, in the first, on the length of the spans its
-//! positions are split into; not on the other rows of the call beyond that, nor on their order.
+//! A row's bits depend on which of the two takes it. In the first they are the same in any company: into
+//! which parts its positions are split follows from the row alone.
 //!
 //! Keys and values a row does not see are not read, with one exception: within a run, values of later
 //! rows are multiplied by 0, so that one that is infinite or NaN makes the run's earlier rows NaN.

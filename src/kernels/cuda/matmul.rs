@@ -3,8 +3,9 @@
 use super::cudarc::driver::{
     CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr, PushKernelArg,
 };
+use super::matmul_many::{TILE_COLUMNS, TILE_ROWS};
 use super::{Cuda, CudaError, int};
-use crate::kernels::{Activations, Q8_BLOCK, elements};
+use crate::kernels::{Q8_BLOCK, elements};
 use half::bf16;
 
 /// Up to so many rows of x, the bits of a row of the result do not depend on the others.
@@ -82,7 +83,8 @@ impl Cuda {
     ///
     /// Of up to [`INVARIANT_ROWS`] rows of x each is row-invariant. More of them go through cuBLAS with bf16
     /// weights, where the order of summation may change with T. x is taken apart into two bf16, which leaves
-    /// 2^-17 of it out, or rounded to one, as the [`Activations`] of these kernels say.
+    /// 2^-17 of it out, or rounded to one, as the [`Activations`](crate::kernels::Activations) of
+    /// these kernels say.
     ///
     /// In 8 bits every weight is exact: quant times scale, not rounded to bf16; rows of x are row-invariant at
     /// any number. Values of x from 2^116 on may overflow in between.
@@ -164,7 +166,7 @@ impl Cuda {
         q8: bool,
     ) -> Result<(), CudaError> {
         // Within the rows of a tile, offsets are 32 bits wide.
-        int(128 * (cols + 64));
+        int(TILE_ROWS * (cols + TILE_COLUMNS));
         let t = x.len() / cols;
         let matrices = self.matrices(out, projections, t, cols);
         match t {
@@ -216,11 +218,9 @@ impl Cuda {
             warps = warps.max(cols.div_ceil(matrix.slice as usize));
         }
         let (tokens, i) = (int(x.len() / cols), int(cols));
-        let name = match (q8, self.activations) {
-            (false, Activations::Exact) => "matmul_few_exact",
-            (false, Activations::Bf16) => "matmul_few_bf16",
-            (true, Activations::Exact) => "matmul_q8_few_exact",
-            (true, Activations::Bf16) => "matmul_q8_few_bf16",
+        let name = match q8 {
+            false => self.of_activations("matmul_few_exact", "matmul_few_bf16"),
+            true => self.of_activations("matmul_q8_few_exact", "matmul_q8_few_bf16"),
         };
         let kernel = self.kernel("matmul_few", name)?;
         let mut call = kernel.call();

@@ -4,14 +4,13 @@ use super::cudarc::cublas::{result::gemm_ex, sys};
 use super::cudarc::driver::{CudaSlice, CudaView, DevicePtr, PushKernelArg};
 use super::matmul::Matrices;
 use super::{Cuda, CudaError, THREADS, int};
-use crate::kernels::Activations;
 
 /// Rows of a matrix in a tile: as in matmul_many.cu.
-const TILE_ROWS: usize = 128;
+pub(super) const TILE_ROWS: usize = 128;
 
 /// Rows of x in a tile, and columns that are there at a time: as in matmul_many.cu.
 const TILE_TOKENS: usize = 64;
-const TILE_COLUMNS: usize = 64;
+pub(super) const TILE_COLUMNS: usize = 64;
 
 /// Threads of a tile: as in matmul_many.cu.
 const TILE_THREADS: usize = 256;
@@ -33,16 +32,9 @@ struct Parts {
 
 impl Cuda {
     /// Of x in bf16: hi and lo, or hi alone.
-    fn number_of_parts(&self) -> usize {
-        match self.activations {
-            Activations::Exact => 2,
-            Activations::Bf16 => 1,
-        }
-    }
-
     fn parts(&self, x: &CudaView<'_, f32>, cols: usize) -> Result<Parts, CudaError> {
         let (t, width) = (x.len() / cols, cols.next_multiple_of(TILE_COLUMNS));
-        let number = self.number_of_parts();
+        let number = self.parts_per_value();
         let mut values = self.scratch::<u16>(number * t * width)?;
         let (tokens, i, eights, two) = (int(t), int(cols), int(width / 8), i32::from(number == 2));
         let kernel = self.kernel("matmul_many", "matmul_split")?;
@@ -91,11 +83,9 @@ impl Cuda {
 
         let parts = self.parts(x, cols)?;
         let (tokens, i, eights) = (int(t), int(cols), int(parts.width / 8));
-        let name = match (q8, self.activations) {
-            (false, Activations::Exact) => "matmul_many_exact",
-            (false, Activations::Bf16) => "matmul_many_bf16",
-            (true, Activations::Exact) => "matmul_q8_many_exact",
-            (true, Activations::Bf16) => "matmul_q8_many_bf16",
+        let name = match q8 {
+            false => self.of_activations("matmul_many_exact", "matmul_many_bf16"),
+            true => self.of_activations("matmul_q8_many_exact", "matmul_q8_many_bf16"),
         };
         let kernel = self.kernel("matmul_many", name)?;
         let mut call = kernel.call();
@@ -142,7 +132,7 @@ impl Cuda {
         // cuBLAS counts columns first: weight is [cols, rows], x [cols, T], out [rows, T].
         let (n, k, width) = (int(t), int(cols), int(parts.width));
         for matrix in matrices.iter().filter(|matrix| matrix.rows > 0) {
-            for part in 0..self.number_of_parts() {
+            for part in 0..self.parts_per_value() {
                 let values = start + (part * t * parts.width * size_of::<u16>()) as u64;
                 let add = matrix.bias != 0 || part > 0;
                 let (alpha, beta) = (1f32, f32::from(u8::from(add)));

@@ -200,6 +200,19 @@ impl Cuda {
         Cuda { activations, ..self }
     }
 
+    /// What these kernels' activations ask for, of what there is for each kind.
+    fn of_activations<T>(&self, exact: T, bf16: T) -> T {
+        match self.activations {
+            Activations::Exact => exact,
+            Activations::Bf16 => bf16,
+        }
+    }
+
+    /// Parts that a value of activations has on tensor cores.
+    fn parts_per_value(&self) -> usize {
+        self.of_activations(2, 1)
+    }
+
     /// The stream every kernel runs on.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream

@@ -4,7 +4,7 @@ use super::cudarc::driver::{CudaView, CudaViewMut, PushKernelArg};
 use super::moe_pack::{MOST_SLABS, SLAB_BYTES, TILE_ROWS};
 use super::moe_route::SLAB_COLUMNS;
 use super::{Cuda, CudaError, CudaMoe, CudaProjection, THREADS, int, uint};
-use crate::kernels::{Activations, ExpertShape, SwigluParams, elements};
+use crate::kernels::{ExpertShape, SwigluParams, elements};
 
 /// Most pairs of a chunk: `FEW_PAIRS` in moe_few.cu.
 const FEW_PAIRS: usize = 8;
@@ -62,10 +62,7 @@ impl Cuda {
         let (r, s, n) = (int(up.rows), int(ring.slabs), int(ring.stages));
         let kernel = self.kernel(
             "moe_few",
-            match self.activations {
-                Activations::Exact => "moe_gate_up_few_exact",
-                Activations::Bf16 => "moe_gate_up_few_bf16",
-            },
+            self.of_activations("moe_gate_up_few_exact", "moe_gate_up_few_bf16"),
         )?;
         let mut call = kernel.call();
         call.arg(&mut act).arg(packed[0]).arg(&gate_up.bias).arg(&x);
@@ -80,13 +77,8 @@ impl Cuda {
         let mut y = self.scratch::<f32>(elements([indices.len(), rows]))?;
         let ring = Ring::new(down.shape.cols, self.shared_memory);
         let (r, s, n) = (int(rows), int(ring.slabs), int(ring.stages));
-        let kernel = self.kernel(
-            "moe_few",
-            match self.activations {
-                Activations::Exact => "moe_down_few_exact",
-                Activations::Bf16 => "moe_down_few_bf16",
-            },
-        )?;
+        let kernel =
+            self.kernel("moe_few", self.of_activations("moe_down_few_exact", "moe_down_few_bf16"))?;
         let mut call = kernel.call();
         call.arg(&mut y).arg(packed[1]).arg(&down.bias).arg(&act);
         call.arg(&order).arg(&chunks).arg(&counts).arg(&r).arg(&s).arg(&slots).arg(&n);
@@ -133,10 +125,7 @@ impl Cuda {
         let (e, r, c, s, j) = (uint(experts), int(rows), int(cols), int(slabs), int(k));
         let kernel = self.kernel(
             "moe_direct",
-            match self.activations {
-                Activations::Exact => "moe_gate_up_direct_exact",
-                Activations::Bf16 => "moe_gate_up_direct_bf16",
-            },
+            self.of_activations("moe_gate_up_direct_exact", "moe_gate_up_direct_bf16"),
         )?;
         let mut call = kernel.call();
         call.arg(out).arg(packed).arg(&w.bias).arg(x).arg(indices);
@@ -164,10 +153,7 @@ impl Cuda {
         let (e, r, c, s, j) = (uint(experts), int(rows), int(cols), int(slabs), int(k));
         let kernel = self.kernel(
             "moe_direct",
-            match self.activations {
-                Activations::Exact => "moe_down_direct_exact",
-                Activations::Bf16 => "moe_down_direct_bf16",
-            },
+            self.of_activations("moe_down_direct_exact", "moe_down_direct_bf16"),
         )?;
         let mut call = kernel.call();
         call.arg(out).arg(packed).arg(&w.bias).arg(a).arg(indices).arg(weights);

@@ -4,7 +4,7 @@ use super::cudarc::driver::{CudaView, CudaViewMut, PushKernelArg};
 use super::moe_pack::{SLAB_BYTES, TILE_ROWS};
 use super::moe_route::SLAB_COLUMNS;
 use super::{Cuda, CudaError, CudaMoe, int, uint};
-use crate::kernels::{Activations, elements};
+use crate::kernels::elements;
 
 /// A kernel of moe_many.cu for each half, for chunks of up to so many pairs.
 struct Class {
@@ -87,10 +87,7 @@ impl Cuda {
     ) -> Result<(), CudaError> {
         let CudaMoe { gate_up, down, k, swiglu, .. } = moe;
         let (up, rows) = (gate_up.shape, down.shape.rows);
-        let classes = match self.activations {
-            Activations::Exact => &EXACT,
-            Activations::Bf16 => &BF16,
-        };
+        let classes = self.of_activations(&EXACT, &BF16);
         let limits = classes.each_ref().map(|class| class.limit);
         let routed = self.route(indices, up.experts, &limits)?;
         let (room, order) = (routed.room(), routed.order());

@@ -2,7 +2,7 @@
 
 use super::cudarc::driver::{CudaSlice, CudaView, DevicePtr, PushKernelArg};
 use super::{Cuda, CudaError, THREADS, int, uint};
-use crate::kernels::{Activations, elements};
+use crate::kernels::elements;
 
 /// Threads that sort, and most experts: `ROUTE_THREADS` in moe_route.cu.
 const ROUTE_THREADS: usize = 512;
@@ -69,14 +69,6 @@ impl Routed {
 }
 
 impl Cuda {
-    /// Parts that activations have on tensor cores.
-    pub(super) fn parts_per_value(&self) -> usize {
-        match self.activations {
-            Activations::Exact => 2,
-            Activations::Bf16 => 1,
-        }
-    }
-
     /// Sorts the pairs of `indices` by expert, and shares each expert's out evenly among as few chunks as
     /// the last of `limits` allows; a chunk is of the first class whose limit it keeps.
     ///
