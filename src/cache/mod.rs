@@ -11,6 +11,7 @@
 //! This module accounts for pages; it does not read them. The model writes them through
 //! `ops` and reads them in attention.
 
+mod edits;
 mod pool;
 mod sequence;
 

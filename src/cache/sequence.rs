@@ -5,6 +5,7 @@ use crate::{Error, Result};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::KvCache;
+use super::edits::Edits;
 
 /// The cached keys and values of one token sequence.
 ///
@@ -19,33 +20,6 @@ pub struct Sequence {
     len: usize,
     layers: Vec<PageTable>,
     edits: Edits,
-}
-
-/// When entries of the page tables became others, but for those that were added and those that a window
-/// has left.
-#[derive(Clone, Debug, Default)]
-struct Edits {
-    count: u64,
-    /// Number of an edit and the first page that was others' after it, both ascending: of edits with a
-    /// later one that goes as far back nobody needs to know.
-    first_pages: Vec<(u64, usize)>,
-}
-
-impl Edits {
-    /// From page `page` on entries are, or will be, others.
-    fn add(&mut self, page: usize) {
-        self.count += 1;
-        while self.first_pages.last().is_some_and(|(_, other)| *other >= page) {
-            self.first_pages.pop();
-        }
-        self.first_pages.push((self.count, page));
-    }
-
-    #[cfg(any(feature = "cuda", test))]
-    fn first_page_since(&self, count: u64) -> Option<usize> {
-        let behind = self.first_pages.partition_point(|(edit, _)| *edit <= count);
-        self.first_pages.get(behind).map(|(_, page)| *page)
-    }
 }
 
 /// Page `entries[i]` holds positions `64·i .. 64·i + 64`; entries before `first` were given back.
@@ -188,7 +162,7 @@ impl Sequence {
     /// How often entries became others.
     #[cfg(feature = "cuda")]
     pub(crate) fn edits(&self) -> u64 {
-        self.edits.count
+        self.edits.count()
     }
 
     /// The first page whose entry is another than after so many edits; pages that were added or left by a
@@ -456,21 +430,6 @@ mod tests {
         sequence.drop_pages_beyond_len();
         assert_eq!((sequence.pages(), sequence.len()), (held, 100));
         assert_eq!(cache.free_pages(), 1000 - held);
-    }
-
-    #[test]
-    fn edits_are_known_to_whoever_saw_any_of_them_last() {
-        let (mut edits, mut all) = (Edits::default(), Vec::new());
-        for i in 0..200usize {
-            let page = i * 7919 % 31 + i / 20;
-            edits.add(page);
-            all.push(page);
-            assert!(edits.first_pages.len() <= 42, "what nobody asks for is not kept");
-            for seen in 0..=all.len() {
-                let want = all[seen..].iter().min().copied();
-                assert_eq!(edits.first_page_since(seen as u64), want, "{all:?} since {seen}");
-            }
-        }
     }
 
     #[test]
