@@ -2,6 +2,7 @@
 //! sides, and the underlying cause behind [`std::error::Error::source`].
 
 use std::fmt;
+use std::time::Duration;
 
 /// Result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -22,6 +23,7 @@ struct Repr {
     kind: ErrorKind,
     message: String,
     source: Option<Source>,
+    retry_after: Option<Duration>,
 }
 
 /// What an [`Error`] is about.
@@ -60,18 +62,33 @@ pub enum ErrorKind {
     Numeric,
     /// The tensor library or the device reported a failure.
     Device,
+    /// An engine's queue is full; [`Error::retry_after`] says when to ask again.
+    Busy,
+    /// A request's deadline passed before its answer began.
+    Deadline,
+    /// The engine was shut down.
+    Stopped,
+    /// Code of one answer panicked: a fault of this crate, or of what a program does when it is woken up.
+    Panic,
 }
 
 impl Error {
     #[cold]
     pub(crate) fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
-        Error(Box::new(Repr { kind, message: message.into(), source: None }))
+        Error(Box::new(Repr { kind, message: message.into(), source: None, retry_after: None }))
     }
 
     /// Attaches the cause, kept behind `source()`.
     #[cold]
     pub(crate) fn with_source(mut self, source: impl Into<Source>) -> Error {
         self.0.source = Some(source.into());
+        self
+    }
+
+    /// Says when to ask again.
+    #[cold]
+    pub(crate) fn with_retry_after(mut self, time: Duration) -> Error {
+        self.0.retry_after = Some(time);
         self
     }
 
@@ -95,6 +112,12 @@ impl Error {
     pub(crate) fn io(verb: &str, path: &std::path::Path, source: std::io::Error) -> Error {
         Error::new(ErrorKind::Io, format!("cannot {verb} {}: {source}", path.display()))
             .with_source(source)
+    }
+
+    /// In how long to ask again, of a request that was refused because others were before it
+    /// ([`ErrorKind::Busy`]): an estimate from how fast those are answered.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.0.retry_after
     }
 
     /// What the error is about.

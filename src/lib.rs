@@ -29,6 +29,7 @@
 //! 8. [`tokenizer`]: text to token ids and back, a character at a time.
 //! 9. [`harmony`]: conversations to prompts, token streams to messages.
 //! 10. [`chat`]: [`Model`], [`ChatStream`] and [`ChatSession`], what most programs use.
+//! 11. [`serving`]: [`Engine`], which makes many answers at once, for services.
 //!
 //! # Features
 //!
@@ -37,6 +38,7 @@
 //! - `schemars`: `harmony::Tool::typed` declares a tool from a type with `#[derive(JsonSchema)]`.
 //! - `structured`: answers follow a [`chat::Format`], and the arguments of required calls their schema.
 //!   With `schemars`, `Model::chat_as` answers with a value of such a type.
+//! - `stream`: [`Answer`] is a `futures_core::Stream`, for any async runtime.
 //! - `cuda`: the model on an NVIDIA GPU of compute capability 8.0 or above. Building needs nvcc 12.8 or
 //!   newer and a C++ compiler; running needs the driver, cuBLAS and cuRAND.
 //!
@@ -60,12 +62,14 @@ pub mod generation;
 pub mod tokenizer;
 pub mod harmony;
 pub mod chat;
+pub mod serving;
 
 pub use chat::{
     ChatEvent, ChatRequest, ChatResponse, ChatSession, ChatStream, Model, ModelBuilder,
 };
 pub use config::{BlockConfig, ModelConfig, RopeConfig};
 pub use error::{Error, ErrorKind, Result};
+pub use serving::{Answer, Call, Engine, EngineOptions, Priority, Stats};
 
 /// The README's examples compile.
 #[doc = include_str!("../README.md")]

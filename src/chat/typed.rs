@@ -28,6 +28,7 @@ impl fmt::Display for AnswerError {
             (None, FinishReason::ToolCalls) => f.write_str("the model called a tool instead"),
             (None, FinishReason::Length) => f.write_str("it was cut off, there was no room left"),
             (None, FinishReason::Cancelled) => f.write_str("it was cancelled"),
+            (None, FinishReason::Deadline) => f.write_str("it was cut off, its time was over"),
             (None, FinishReason::StopSequence(stop)) => write!(f, "it was cut off before {stop:?}"),
             (None, FinishReason::Stop) => f.write_str("it is empty"),
         }

@@ -82,6 +82,8 @@ pub enum FinishReason {
     Length,
     /// A [`CancelHandle`] was used.
     Cancelled,
+    /// Its deadline passed; found by [`crate::serving`] alone.
+    Deadline,
     /// This stop string came up in the answer; found by [`crate::chat`] alone.
     StopSequence(String),
 }

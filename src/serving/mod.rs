@@ -1,0 +1,13 @@
+//! Many answers at once: an [`Engine`] makes the answers of all who ask it together, so that a step reads the
+//! weights once for all of them.
+
+mod answer;
+mod engine;
+mod inbox;
+mod options;
+mod stats;
+
+pub use answer::{Answer, Event, Generated};
+pub use engine::Engine;
+pub use options::{Call, EngineOptions, Priority};
+pub use stats::{Histogram, Stats};
