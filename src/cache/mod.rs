@@ -14,6 +14,7 @@
 #[allow(dead_code)] // Until the engine uses all of it.
 mod allocator;
 mod edits;
+mod marks;
 #[allow(dead_code)] // Until the engine uses all of it.
 mod need;
 #[allow(dead_code)] // Until the engine uses all of it.
@@ -24,6 +25,7 @@ mod prefix;
 mod sequence;
 
 pub use crate::kernels::PAGE_TOKENS;
+pub(crate) use marks::Marks;
 #[allow(unused_imports)] // As above.
 pub(crate) use need::Windows;
 #[cfg(feature = "cuda")]
