@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod models;
 pub mod request;
 pub mod responses;
+pub mod server;
 pub mod sse;
 pub mod state;
 
