@@ -22,6 +22,8 @@ mod pool;
 mod prefix;
 #[allow(dead_code)] // Until the engine uses all of it.
 mod sequence;
+#[cfg(test)]
+mod testing;
 
 pub use crate::kernels::PAGE_TOKENS;
 #[allow(unused_imports)] // As above.

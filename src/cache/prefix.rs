@@ -11,8 +11,6 @@
 //! Blocks are whole, and sequences go on at their ends, so that nobody writes to cached pages.
 
 mod evict;
-#[cfg(test)]
-mod tests;
 mod trie;
 
 use super::need::first_visible_page;
@@ -266,3 +264,6 @@ impl Drop for PrefixCache {
 fn all_but_last(tokens: &[u32]) -> &[u32] {
     &tokens[..tokens.len().saturating_sub(1)]
 }
+
+#[cfg(test)]
+mod tests;
