@@ -1,20 +1,16 @@
 //! Caches with small pages and any windows, for unit tests.
 
 use super::{KvCache, KvCacheConfig, KvDtype, Sequence};
-use crate::ModelConfig;
+use crate::config::{BlockConfig, ModelConfig};
 use candle_core::Device;
 
 /// A layer for each of `windows`.
 pub(super) fn cache(windows: &[Option<usize>], pages: usize) -> KvCache {
     let mut config = ModelConfig::puzzle_88b();
     (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (1, 1, 2);
-    let block = config.block_configs[0].clone();
-    let blocks = windows.iter().map(|window| {
-        let mut block = block.clone();
-        block.sliding_window = *window;
-        block
-    });
-    config.block_configs = blocks.collect();
+    let block = config.block_configs[0];
+    config.block_configs =
+        windows.iter().map(|window| BlockConfig { sliding_window: *window, ..block }).collect();
     let config = (&config, &KvCacheConfig { dtype: KvDtype::Bf16, pages, scales: None });
     KvCache::new(config.0, config.1, &Device::Cpu).unwrap()
 }

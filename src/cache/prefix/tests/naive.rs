@@ -150,6 +150,27 @@ impl Naive {
         }
     }
 
+    pub(super) fn remove_branch(&mut self, salt: Option<&str>, tokens: &[u32]) {
+        let text = prefix(salt, tokens);
+        let last = |marks: &[Marked]| {
+            let on = marks.iter().filter(|mark| mark.is_on(&text));
+            on.max_by_key(|mark| mark.at.1.len()).map(|mark| mark.at.clone())
+        };
+        while let Some(last) = last(&self.marks) {
+            if self.has_mark_below(&last) {
+                break;
+            }
+            self.forget(&last);
+        }
+    }
+
+    fn has_mark_below(&self, at: &Prefix) -> bool {
+        let is_below = |mark: &Marked| {
+            mark.at.0 == at.0 && mark.at.1.len() > at.1.len() && mark.at.1.starts_with(&at.1)
+        };
+        self.marks.iter().any(is_below)
+    }
+
     pub(super) fn forget(&mut self, at: &Prefix) {
         self.marks.retain(|mark| mark.at != *at);
         self.drop_unwanted();
@@ -173,15 +194,8 @@ impl Naive {
 
     /// The mark that goes next, but not `kept`.
     pub(super) fn first_to_go(&self, kept: Option<&Prefix>) -> Option<Prefix> {
-        let has_mark_below = |at: &Prefix| {
-            self.marks.iter().any(|mark| {
-                mark.at.1.len() > at.1.len() && {
-                    mark.at.0 == at.0 && mark.at.1.starts_with(&at.1)
-                }
-            })
-        };
         let candidates = || self.marks.iter().filter(|mark| Some(&mark.at) != kept);
-        let inner = candidates().filter(|m| m.mark == Mark::Inner && has_mark_below(&m.at));
+        let inner = candidates().filter(|m| m.mark == Mark::Inner && self.has_mark_below(&m.at));
         let first = inner.min_by_key(|mark| mark.used);
         first.or_else(|| candidates().min_by_key(|mark| mark.used)).map(|mark| mark.at.clone())
     }
