@@ -266,7 +266,7 @@ fn run(windows: &[Option<usize>], pages: usize, most: usize, longest: usize, ste
     let mut run = Run::new(windows, pages, most, longest, pages as u64);
     (0..steps).for_each(|_| run.step());
     let (hits, evictions) = (run.hits, run.evictions);
-    assert!(hits * 30 > steps && evictions * 200 > steps, "{hits} hits, {evictions} evictions");
+    assert!(hits * 30 > steps && evictions * 300 > steps, "{hits} hits, {evictions} evictions");
     run.prefixes.clear();
     assert_eq!((run.prefixes.pages(), run.prefixes.trie.len()), (0, 0));
     run.lanes.clear();
@@ -288,8 +288,8 @@ fn it_is_the_list_of_its_prefixes_with_windows_that_end_far_back() {
 /// Marks want no page at all, and are bounded all the same.
 #[test]
 fn it_is_the_list_of_its_prefixes_where_a_token_sees_itself_alone() {
-    run(&[Some(1)], 60, 25, 14, 10_000);
-    run(&[Some(1), Some(2)], 60, 25, 14, 10_000);
+    run(&[Some(1)], 60, 20, 14, 10_000);
+    run(&[Some(1), Some(2)], 60, 20, 14, 10_000);
 }
 
 /// A sequence that was fed all of `tokens`.
