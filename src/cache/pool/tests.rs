@@ -33,6 +33,9 @@ fn a_carved_pool_takes_pages_from_its_lender_and_gives_them_back() {
     drop(sequence);
     assert_eq!(pool.free_pages(), 26);
     drop(direct);
+    assert_eq!(pool.used_bytes(), 0);
+    let message = "the key-value cache has 30 of 30 pages free, this step needs 31";
+    assert_eq!(pool.allocate(31).unwrap_err().to_string(), message, "none are lent");
     let all: std::collections::HashSet<u32> = pool.allocate(30).unwrap().into_iter().collect();
     assert_eq!(all.len(), 30, "every page is there once");
 }
