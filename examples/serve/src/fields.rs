@@ -133,6 +133,32 @@ pub const COMPLETIONS: &[Refused] = &[
     no("reasoning_effort", Never, "it is part of the prompt; use /v1/chat/completions"),
 ];
 
+/// What `/v1/responses` refuses beside that. Fields of Chat Completions are what a client that changes over
+/// may leave behind.
+pub const RESPONSES: &[Refused] = &[
+    no("background", False, "stay connected, with stream if that takes long"),
+    no("context_management", Empty, "send the items that count"),
+    no("conversation", Never, "send previous_response_id, or the conversation's items"),
+    no("function_call", Never, "use tool_choice"),
+    no("functions", Empty, "use tools"),
+    no("ignore_eos", False, "only /v1/completions goes on after the end of an answer"),
+    no("image", Never, "answers are texts"),
+    no("logprobs", False, "use top_logprobs"),
+    no("max_completion_tokens", Never, "use max_output_tokens"),
+    no("max_tokens", Never, "use max_output_tokens"),
+    no("messages", Never, "use input"),
+    no("modalities", Only("text"), "answers are texts"),
+    no("moderation", Never, "nothing is moderated"),
+    no("n", Number(1.0), "send several requests"),
+    no("prompt", Never, "send the prompt's text as instructions and input"),
+    no("reasoning_effort", Never, "use reasoning.effort"),
+    no("response_format", Never, "use text.format"),
+    no("stop", Empty, "use /v1/chat/completions"),
+    no("structured_outputs", Empty, "use text.format"),
+    no("truncation", Text("disabled"), "send the items that count"),
+    no("verbosity", Text("medium"), "say in the instructions how long to answer"),
+];
+
 /// Refuses what the tables have.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ pub mod error;
 pub mod fields;
 pub mod metrics;
 pub mod models;
+pub mod page;
 pub mod request;
 pub mod responses;
 pub mod server;
