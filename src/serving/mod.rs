@@ -10,6 +10,8 @@ mod request;
 mod run;
 mod scheduler;
 mod stats;
+#[cfg(test)]
+mod tests;
 
 pub use answer::{Answer, Event, Generated};
 pub use engine::Engine;

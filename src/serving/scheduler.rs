@@ -107,6 +107,19 @@ impl Scheduler {
         self.waiting.iter().map(|request| request.most_tokens() - request.cached()).sum()
     }
 
+    /// Pages that requests and prefixes hold, each once.
+    #[cfg(test)]
+    pub(super) fn pages_in_use(&self) -> usize {
+        let mut pages = std::collections::HashSet::<u32>::new();
+        for sequence in self.running.iter().filter_map(|request| request.sequence.as_ref()) {
+            for layer in 0..self.cache.layers() {
+                pages.extend(sequence.page_table(layer));
+            }
+        }
+        pages.remove(&crate::cache::NO_PAGE);
+        pages.len() + self.prefix.evictable()
+    }
+
     /// Makes a step, if anything can go on; says whether it did.
     ///
     /// # Errors
