@@ -43,6 +43,8 @@ impl Chat {
             assert!(prefixes.make_free(sequence.pages_to_append(count)), "it fits alone");
             grow(&mut sequence, count);
             marks.after_step(prefixes, tokens, &mut sequence);
+            let held = sequence.cache().windows().held(sequence.len());
+            assert_eq!(sequence.pages(), held, "nothing is held that windows have left");
             sequence.len()
         };
         let mut fed = cached;
@@ -131,6 +133,9 @@ fn twenty_turns_compute_what_is_new_and_a_page() {
         for turn in 1..20 {
             chat.turn(&mut prefixes, [0, 0, 3, 1][turn % 4]);
         }
+        // After the system prompt, before each answer, and the last inside each of ten turns.
+        let marks = prefixes.listed().len();
+        assert!(marks <= 1 + 20 + 10 && (most < 4000 || marks > 25), "{marks} marks");
         assert!(chat.history.len() > 4000, "longer than any window: {}", chat.history.len());
         drop(prefixes);
         assert_eq!(pool.free_pages(), most);
