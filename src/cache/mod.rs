@@ -19,8 +19,10 @@ mod pool;
 mod prefix;
 mod sequence;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
+#[cfg(test)]
+pub(crate) use crate::kernels::NO_PAGE;
 pub use crate::kernels::PAGE_TOKENS;
 pub(crate) use marks::Marks;
 pub(crate) use need::Windows;
