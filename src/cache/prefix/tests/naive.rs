@@ -150,6 +150,20 @@ impl Naive {
         }
     }
 
+    pub(super) fn remove_branch(&mut self, salt: Option<&str>, tokens: &[u32]) {
+        let text = prefix(salt, tokens);
+        let last = |marks: &[Marked]| {
+            let on = marks.iter().filter(|mark| mark.is_on(&text));
+            on.max_by_key(|mark| mark.at.1.len()).map(|mark| mark.at.clone())
+        };
+        while let Some(last) = last(&self.marks) {
+            if self.has_mark_below(&last) {
+                break;
+            }
+            self.forget(&last);
+        }
+    }
+
     fn has_mark_below(&self, at: &Prefix) -> bool {
         let is_below = |mark: &Marked| {
             mark.at.0 == at.0 && mark.at.1.len() > at.1.len() && mark.at.1.starts_with(&at.1)

@@ -75,7 +75,12 @@ impl Run {
                 let pages = self.random.below(self.pool.pages() + 2);
                 self.make_free(pages);
             }
-            17 if self.random.below(20) == 0 => {
+            17 if self.random.below(3) == 0 => {
+                let (salt, tokens) = self.any_text();
+                self.prefixes.remove_branch(salt, &tokens);
+                self.naive.remove_branch(salt, &tokens);
+            }
+            18 if self.random.below(20) == 0 => {
                 self.prefixes.clear();
                 self.naive.clear();
             }
