@@ -8,7 +8,7 @@
 //! reference-counted: [`Sequence::fork`] and [`Sequence::truncate`] move no data, and a page that two
 //! sequences share is copied when one of them writes to it.
 //!
-//! Beginnings of texts stay in a [`PrefixCache`] for others that begin alike. An engine carves a pool of its
+//! Beginnings of texts stay in a prefix cache for others that begin alike. An engine carves a pool of its
 //! own out of a model's, so that nobody else takes pages that it counts on.
 //!
 //! This module accounts for pages; it does not read them. The model writes them through
