@@ -36,8 +36,9 @@ struct Args {
     /// Port to listen on; 0 picks one and prints it
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// Key that requests below /v1 have to come with; may be given several times
-    #[arg(long, value_name = "KEY", env = "SERVE_API_KEY", hide_env_values = true)]
+    /// Key that requests below /v1 have to come with; may be given several times, and in SERVE_API_KEY, where
+    /// others on this machine do not see it
+    #[arg(long, value_name = "KEY")]
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     api_key: Vec<String>,
     /// What the model is called, by default its directory; several names are one model
@@ -118,7 +119,9 @@ impl Args {
 }
 
 fn main() -> ExitCode {
-    common::exit(run(Args::parse()))
+    let mut args = Args::parse();
+    args.api_key.extend(std::env::var("SERVE_API_KEY").ok().filter(|key| !key.is_empty()));
+    common::exit(run(args))
 }
 
 fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
