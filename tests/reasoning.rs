@@ -418,7 +418,7 @@ fn a_session_goes_on_after_a_cut() {
                 }
                 before = Some([prompt, response.tokens].concat());
             }
-            drop(session);
+            session.release();
             assert_eq!(model.cache().free_pages(), model.cache().pages());
         }
     }

@@ -1,7 +1,7 @@
 //! [`KvCache`]: the pages themselves, which are free, and how many hold each.
 
 use crate::config::{BlockConfig, ModelConfig};
-use crate::kernels::{HeadShape, KvFormat, PAGE_TOKENS};
+use crate::kernels::{HeadShape, KvFormat};
 use crate::weights::KvScales;
 use crate::{Error, ErrorKind, Result, ops};
 use candle_core::{DType, Device, Tensor};
@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Sequence;
+use super::allocator::Allocator;
+use super::need::Windows;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +62,7 @@ pub struct KvCache(Arc<Pool>);
 /// See [`KvCache::identity`]. Keeps no pages.
 #[cfg(feature = "cuda")]
 #[derive(Clone)]
-pub(crate) struct CacheIdentity(std::sync::Weak<Pool>);
+pub(crate) struct CacheIdentity(std::sync::Weak<Memory>);
 
 #[cfg(feature = "cuda")]
 impl PartialEq for CacheIdentity {
@@ -71,7 +73,7 @@ impl PartialEq for CacheIdentity {
 
 #[cfg(feature = "cuda")]
 impl CacheIdentity {
-    /// Whether the pool is still there.
+    /// Whether the pages are still there.
     pub(crate) fn exists(&self) -> bool {
         self.0.strong_count() > 0
     }
@@ -79,21 +81,23 @@ impl CacheIdentity {
 
 #[derive(Debug)]
 struct Pool {
+    memory: Arc<Memory>,
+    allocator: Mutex<Allocator>,
+    /// Whose pages these are, if they were carved out.
+    lender: Option<KvCache>,
+}
+
+/// What a pool has in common with those that are carved out of it.
+#[derive(Debug)]
+struct Memory {
     /// `[pages, words per page]` of 32-bit words: zeroed words come untouched from the operating
     /// system, and are aligned for every storage type.
     words: Tensor,
     formats: Vec<KvFormat>,
     blocks: Vec<BlockConfig>,
+    windows: Windows,
     heads: HeadShape,
     page_bytes: usize,
-    allocator: Mutex<Allocator>,
-}
-
-/// Which pages are free, and how many page tables hold each of the others.
-#[derive(Debug)]
-struct Allocator {
-    free: Vec<u32>,
-    references: Vec<u32>,
 }
 
 impl KvCache {
@@ -131,19 +135,36 @@ impl KvCache {
             drop(std::hint::black_box(probe));
         }
         let pages = Tensor::zeros((config.pages, page_bytes / 4), DType::U32, device);
-        Ok(KvCache(Arc::new(Pool {
+        let memory = Arc::new(Memory {
             words: pages.map_err(|e| match device.is_cpu() {
                 true => refused().with_source(e),
                 false => no_room(&e).with_source(e),
             })?,
             formats,
             blocks: model.block_configs.clone(),
+            windows: Windows::of(&model.block_configs),
             heads,
             page_bytes,
-            allocator: Mutex::new(Allocator {
-                free: (0..count).rev().collect(),
-                references: vec![0; config.pages],
-            }),
+        });
+        let allocator = Mutex::new(Allocator::new((0..count).rev().collect(), config.pages));
+        Ok(KvCache(Arc::new(Pool { memory, allocator, lender: None })))
+    }
+
+    /// A pool of `pages` of this one's free pages: the same memory, but accounts of its own, so that
+    /// whoever draws from it alone knows what there is. They come back when the last clone of it and the
+    /// last of its sequences are dropped.
+    ///
+    /// # Errors
+    /// `CacheFull` when fewer are free.
+    pub(crate) fn carve(&self, pages: usize) -> Result<KvCache> {
+        let mut allocator = self.lock();
+        let Some(lent) = allocator.lend(pages) else {
+            return Err(full(&allocator, format_args!("an engine asks for {pages}")));
+        };
+        Ok(KvCache(Arc::new(Pool {
+            memory: self.0.memory.clone(),
+            allocator: Mutex::new(Allocator::new(lent, allocator.end())),
+            lender: Some(self.clone()),
         })))
     }
 
@@ -151,13 +172,7 @@ impl KvCache {
     /// `chunk` tokens: per layer the pages its window covers, the page being filled, and those of the
     /// chunk that the window has not yet left behind.
     pub fn pages_for(model: &ModelConfig, tokens: usize, chunk: usize) -> usize {
-        let all = tokens.div_ceil(PAGE_TOKENS);
-        let layer = |block: &BlockConfig| match block.sliding_window {
-            None => all,
-            // Unaligned at both ends: one page more than the length alone would need.
-            Some(window) => all.min(window.saturating_add(chunk).div_ceil(PAGE_TOKENS) + 1),
-        };
-        model.block_configs.iter().map(layer).fold(0, usize::saturating_add)
+        Windows::of(&model.block_configs).most(tokens, chunk)
     }
 
     /// Bytes of one page.
@@ -175,40 +190,55 @@ impl KvCache {
         Sequence::new(self.clone())
     }
 
-    /// Pages in the pool.
+    /// Pages in the pool, those included that it lends to an engine.
     pub fn pages(&self) -> usize {
-        self.lock().references.len()
+        self.lock().pages()
     }
 
-    /// Pages no sequence holds.
+    /// Pages that nobody holds.
     pub fn free_pages(&self) -> usize {
-        self.lock().free.len()
+        self.lock().free()
     }
 
-    /// Bytes of the pages that sequences hold.
+    /// Bytes of the pages that sequences or cached prefixes hold. What an engine holds of the pages it
+    /// was lent is not known here.
     pub fn used_bytes(&self) -> usize {
-        let allocator = self.lock();
-        (allocator.references.len() - allocator.free.len()) * self.0.page_bytes
+        self.lock().used() * self.0.memory.page_bytes
+    }
+
+    /// Pages that prefix caches hold.
+    pub(super) fn cached_pages(&self) -> usize {
+        self.lock().cached()
+    }
+
+    /// Pages that nobody but prefix caches holds.
+    pub(super) fn evictable_pages(&self) -> usize {
+        self.lock().evictable()
     }
 
     pub(crate) fn words(&self) -> &Tensor {
-        &self.0.words
+        &self.0.memory.words
     }
 
     pub(crate) fn format(&self, layer: usize) -> KvFormat {
-        self.0.formats[layer]
+        self.0.memory.formats[layer]
     }
 
     pub(crate) fn heads(&self) -> HeadShape {
-        self.0.heads
+        self.0.memory.heads
     }
 
     pub(crate) fn window(&self, layer: usize) -> Option<usize> {
-        self.0.blocks[layer].sliding_window
+        self.0.memory.blocks[layer].sliding_window
     }
 
     pub(crate) fn layers(&self) -> usize {
-        self.0.blocks.len()
+        self.0.memory.blocks.len()
+    }
+
+    /// The windows of all layers, for which pages are counted.
+    pub(crate) fn windows(&self) -> &Windows {
+        &self.0.memory.windows
     }
 
     /// True when the pages and windows are those of `model`.
@@ -216,71 +246,84 @@ impl KvCache {
         let windows = |blocks: &[BlockConfig]| -> Vec<_> {
             blocks.iter().map(|b| b.sliding_window).collect()
         };
-        self.0.heads == head_shape(model)
-            && windows(&self.0.blocks) == windows(&model.block_configs)
+        self.0.memory.heads == head_shape(model)
+            && windows(&self.0.memory.blocks) == windows(&model.block_configs)
     }
 
+    /// True when both account for the same pages: not for a pool and one that is carved out of it.
     pub(crate) fn same_pool(&self, other: &KvCache) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// What tells this pool from every other, also from one that takes its place in memory.
+    /// What tells this memory from every other, also from one that takes its place. Pools that are carved
+    /// out have that of their lender: a step that was recorded for one can run on all.
     #[cfg(feature = "cuda")]
     pub(crate) fn identity(&self) -> CacheIdentity {
-        CacheIdentity(Arc::downgrade(&self.0))
+        CacheIdentity(Arc::downgrade(&self.0.memory))
     }
 
     /// `count` pages, each held once: all of them or none.
     pub(crate) fn allocate(&self, count: usize) -> Result<Vec<u32>> {
         let mut allocator = self.lock();
-        let Some(rest) = allocator.free.len().checked_sub(count) else {
-            return Err(Error::new(
-                ErrorKind::CacheFull,
-                format!(
-                    "the key-value cache has {} of {} pages free, this step needs {count}",
-                    allocator.free.len(),
-                    allocator.references.len()
-                ),
-            ));
-        };
-        let mut pages = allocator.free.split_off(rest);
-        pages.reverse();
-        for page in &pages {
-            allocator.references[*page as usize] = 1;
-        }
-        Ok(pages)
+        let pages = allocator.take(count);
+        pages.ok_or_else(|| full(&allocator, format_args!("this step needs {count}")))
     }
 
     pub(super) fn retain(&self, pages: impl Iterator<Item = u32>) {
         let mut allocator = self.lock();
-        for page in pages {
-            allocator.references[page as usize] += 1;
-        }
+        pages.for_each(|page| allocator.retain(page));
     }
 
     pub(crate) fn release(&self, pages: impl Iterator<Item = u32>) {
         let mut allocator = self.lock();
-        for page in pages {
-            let references = &mut allocator.references[page as usize];
-            *references -= 1;
-            if *references == 0 {
-                allocator.free.push(page);
-            }
-        }
+        pages.for_each(|page| allocator.release(page));
+    }
+
+    /// As [`KvCache::retain`], for a prefix cache.
+    pub(super) fn retain_cached(&self, pages: &[u32]) {
+        let mut allocator = self.lock();
+        pages.iter().for_each(|page| allocator.retain_cached(*page));
+    }
+
+    /// As [`KvCache::release`], for a prefix cache.
+    pub(super) fn release_cached(&self, pages: &[u32]) {
+        let mut allocator = self.lock();
+        pages.iter().for_each(|page| allocator.release_cached(*page));
     }
 
     pub(super) fn copy_page(&self, from: u32, to: u32) -> Result<()> {
-        Ok(ops::copy_page(&self.0.words, from, to)?)
+        Ok(ops::copy_page(&self.0.memory.words, from, to)?)
     }
 
     pub(super) fn is_shared(&self, page: u32) -> bool {
-        self.lock().references[page as usize] > 1
+        self.lock().is_shared(page)
     }
 
     /// Page numbers are plain data: a panic elsewhere while they were held leaves them consistent.
     fn lock(&self) -> MutexGuard<'_, Allocator> {
         self.0.allocator.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if let Some(lender) = &self.lender {
+            let allocator = self.allocator.get_mut().unwrap_or_else(PoisonError::into_inner);
+            lender.lock().take_back(allocator.give_up());
+        }
+    }
+}
+
+fn full(allocator: &Allocator, asked: std::fmt::Arguments) -> Error {
+    let lent = match allocator.lent() {
+        0 => String::new(),
+        lent => format!(" and {lent} lent to an engine"),
+    };
+    let (free, pages) = (allocator.free(), allocator.pages());
+    Error::new(
+        ErrorKind::CacheFull,
+        format!("the key-value cache has {free} of {pages} pages free{lent}, {asked}"),
+    )
 }
 
 fn head_shape(model: &ModelConfig) -> HeadShape {

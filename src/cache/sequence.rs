@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::KvCache;
 use super::edits::Edits;
+use super::need::first_visible_page;
 
 /// The cached keys and values of one token sequence.
 ///
@@ -20,6 +21,8 @@ pub struct Sequence {
     len: usize,
     layers: Vec<PageTable>,
     edits: Edits,
+    /// See [`Sequence::hold`].
+    held: Option<usize>,
 }
 
 /// Page `entries[i]` holds positions `64·i .. 64·i + 64`; entries before `first` were given back.
@@ -38,7 +41,19 @@ impl PageTable {
 impl Sequence {
     pub(super) fn new(cache: KvCache) -> Sequence {
         let layers = vec![PageTable::default(); cache.layers()];
-        Sequence { id: new_id(), cache, len: 0, layers, edits: Edits::default() }
+        Sequence { id: new_id(), cache, len: 0, layers, edits: Edits::default(), held: None }
+    }
+
+    /// A sequence of `len` positions, which end a page, in one page table per layer. It holds their pages
+    /// beside whoever does; [`NO_PAGE`] at the begin of a table is for those that a window has left.
+    pub(super) fn resumed(cache: KvCache, len: usize, tables: Vec<Vec<u32>>) -> Sequence {
+        let table = |entries: Vec<u32>| {
+            let first = entries.iter().take_while(|page| **page == NO_PAGE).count();
+            PageTable { entries, first }
+        };
+        let layers: Vec<PageTable> = tables.into_iter().map(table).collect();
+        layers.iter().for_each(|table| cache.retain(table.held()));
+        Sequence { id: new_id(), cache, len, layers, edits: Edits::default(), held: None }
     }
 
     /// Number of cached positions; the next token goes to this position.
@@ -73,6 +88,7 @@ impl Sequence {
             len: self.len,
             layers: self.layers.clone(),
             edits: Edits::default(),
+            held: None,
         }
     }
 
@@ -115,6 +131,19 @@ impl Sequence {
         }
         self.edits.add(0);
         self.len = 0;
+        self.held = None;
+    }
+
+    /// Keeps what a token at `position` sees through the commits to come, so that a step may go beyond a
+    /// position that is to be resumed at; held at several, at the first of them.
+    pub(crate) fn hold(&mut self, position: usize) {
+        self.held = Some(self.held.map_or(position, |held| held.min(position)));
+    }
+
+    /// Ends [`Sequence::hold`]: what the windows have left meanwhile is given back.
+    pub(crate) fn let_go(&mut self) {
+        self.held = None;
+        self.leave_windows();
     }
 
     /// Makes `count` more positions count as cached, whatever their pages hold: to measure speed at a
@@ -222,8 +251,16 @@ impl Sequence {
     /// The tokens made room for are cached now: advance, and give back what left the windows.
     pub(crate) fn commit(&mut self, count: usize) {
         self.len += count;
+        self.leave_windows();
+    }
+
+    /// Gives back what a token at the last page boundary does not see. It is whole there, so that it can be
+    /// gone on from, for as long as no other boundary is reached.
+    fn leave_windows(&mut self) {
+        let boundary = self.len / PAGE_TOKENS * PAGE_TOKENS;
+        let from = self.held.map_or(boundary, |held| held.min(boundary));
         for layer in 0..self.layers.len() {
-            let first = self.first_visible_page(layer, self.len);
+            let first = self.first_visible_page(layer, from);
             let table = &mut self.layers[layer];
             let first = first.min(table.entries.len());
             if first > table.first {
@@ -253,8 +290,7 @@ impl Sequence {
 
     /// The page holding the earliest position that a token at position `len` sees in `layer`.
     fn first_visible_page(&self, layer: usize, len: usize) -> usize {
-        let window = self.cache.window(layer);
-        window.map_or(0, |w| (len + 1).saturating_sub(w) / PAGE_TOKENS)
+        first_visible_page(self.cache.window(layer), len)
     }
 
     /// The partly filled last page, when another sequence holds it too.
@@ -279,170 +315,4 @@ impl Drop for Sequence {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cache::{KvCacheConfig, KvDtype};
-    use crate::weights::KvScales;
-    use crate::{ErrorKind, ModelConfig};
-    use candle_core::Device;
-
-    fn cache(model: &ModelConfig, pages: usize) -> KvCache {
-        let scales = vec![KvScales { k: 1.0, v: 1.0 }; model.num_hidden_layers()];
-        let config = KvCacheConfig { dtype: KvDtype::Fp8, pages, scales: Some(scales) };
-        KvCache::new(model, &config, &Device::Cpu).unwrap()
-    }
-
-    fn grow(sequence: &mut Sequence, count: usize) {
-        let mut pages = sequence.cache.allocate(sequence.pages_to_append(count)).unwrap();
-        sequence.append(count, &mut pages).unwrap();
-        assert!(pages.is_empty(), "pages_to_append counted {} too many", pages.len());
-        sequence.commit(count);
-    }
-
-    /// The reduction published for Puzzle: 58.4 % of its parent's cache at 131,072 tokens.
-    #[test]
-    fn memory_is_what_the_windows_need_to_within_a_page_per_layer() {
-        let tokens = 131_072;
-        let held = |model: &ModelConfig| {
-            let cache = cache(model, KvCache::pages_for(model, tokens, 512));
-            let mut sequence = cache.sequence();
-            while sequence.len() < tokens {
-                grow(&mut sequence, 512);
-            }
-            let needed: usize = (model.block_configs.iter())
-                .map(|b| b.sliding_window.unwrap_or(tokens).min(tokens))
-                .sum();
-            let layers = model.num_hidden_layers();
-            let pages = sequence.pages();
-            assert!(pages * PAGE_TOKENS >= needed - layers, "{pages} pages for {needed} positions");
-            assert!(pages * PAGE_TOKENS <= needed + layers * PAGE_TOKENS, "{pages} for {needed}");
-            assert_eq!(cache.used_bytes(), pages * KvCache::page_bytes(model, KvDtype::Fp8));
-            pages as f64
-        };
-        let share = held(&ModelConfig::puzzle_88b()) / held(&ModelConfig::gpt_oss_120b());
-        assert!((share - 0.584).abs() < 0.002, "{share}");
-    }
-
-    #[test]
-    fn a_window_keeps_exactly_what_the_next_token_sees() {
-        let model = ModelConfig::gpt_oss_20b();
-        let cache = cache(&model, 4000);
-        for chunk in [1, 7, 64, 100] {
-            let mut sequence = cache.sequence();
-            while sequence.len() < 700 {
-                grow(&mut sequence, chunk);
-                let first_seen = (sequence.len() + 1).saturating_sub(128);
-                let table = sequence.page_table(0);
-                for (page, entry) in table.iter().enumerate() {
-                    let seen = (page + 1) * PAGE_TOKENS > first_seen;
-                    assert_eq!(*entry != NO_PAGE, seen, "page {page} at {}", sequence.len());
-                }
-                assert!(sequence.page_table(1).iter().all(|e| *e != NO_PAGE));
-            }
-        }
-        assert_eq!(cache.free_pages(), 4000, "dropped sequences give everything back");
-    }
-
-    #[test]
-    fn forks_share_pages_and_copy_only_the_one_they_write() {
-        let model = ModelConfig::gpt_oss_20b();
-        let (cache, layers) = (cache(&model, 1000), model.num_hidden_layers());
-        let mut first = cache.sequence();
-        grow(&mut first, 100);
-        let used = 1000 - cache.free_pages();
-        let mut second = first.fork();
-        assert_eq!(1000 - cache.free_pages(), used, "a fork takes no page");
-        grow(&mut second, 1);
-        assert_eq!(1000 - cache.free_pages(), used + layers, "one copied page per layer");
-        for layer in 0..layers {
-            assert_eq!(first.page_table(layer)[0], second.page_table(layer)[0]);
-            assert_ne!(first.page_table(layer)[1], second.page_table(layer)[1]);
-        }
-        grow(&mut first, 1);
-        assert_eq!(1000 - cache.free_pages(), used + layers, "the last holder writes in place");
-        drop(second);
-        assert_eq!(1000 - cache.free_pages(), used);
-        drop(first);
-        assert_eq!(cache.free_pages(), 1000);
-    }
-
-    #[test]
-    fn truncation_is_refused_where_a_window_has_passed() {
-        let model = ModelConfig::gpt_oss_20b();
-        let cache = cache(&model, 1000);
-        let mut sequence = cache.sequence();
-        grow(&mut sequence, 130);
-        assert!(sequence.can_truncate(64), "still within the window of 128");
-        let early = sequence.fork();
-        grow(&mut sequence, 400);
-        assert!(sequence.can_truncate(520) && !sequence.can_truncate(300));
-        let error = sequence.truncate(300).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidRequest);
-        assert!(error.to_string().contains("530 positions to 300"), "{error}");
-        assert_eq!(sequence.len(), 530, "refused, unchanged");
-        sequence.truncate(520).unwrap();
-        assert_eq!(sequence.len(), 520);
-        assert_eq!(early.len(), 130);
-        assert!(sequence.truncate(521).is_err());
-    }
-
-    #[test]
-    fn running_out_of_pages_names_both_numbers_and_takes_none() {
-        let model = ModelConfig::gpt_oss_20b();
-        let cache = cache(&model, 30);
-        let mut sequence = cache.sequence();
-        grow(&mut sequence, 64);
-        let error = cache.allocate(sequence.pages_to_append(1)).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::CacheFull);
-        assert_eq!(
-            error.to_string(),
-            "the key-value cache has 6 of 30 pages free, this step needs 24"
-        );
-        assert_eq!(cache.free_pages(), 6);
-    }
-
-    #[test]
-    fn a_pool_the_system_refuses_is_an_error() {
-        let model = ModelConfig::gpt_oss_20b();
-        // 2^31 pages of 256 KiB are more than 47 bits of addresses.
-        for pages in [0, 1 << 31, usize::MAX] {
-            let config = KvCacheConfig { dtype: KvDtype::F32, pages, scales: None };
-            let error = KvCache::new(&model, &config, &Device::Cpu).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::InvalidRequest);
-            assert_eq!(
-                error.to_string(),
-                format!("a key-value cache of {pages} pages of 262144 bytes cannot be addressed")
-            );
-        }
-        assert!(KvCache::pages_for(&model, usize::MAX, usize::MAX) > 1 << 32, "no wrap-around");
-    }
-
-    #[test]
-    fn a_failed_step_gives_its_pages_back() {
-        let model = ModelConfig::gpt_oss_20b();
-        let cache = cache(&model, 1000);
-        let mut sequence = cache.sequence();
-        grow(&mut sequence, 100);
-        let held = sequence.pages();
-        let mut pages = cache.allocate(sequence.pages_to_append(300)).unwrap();
-        sequence.append(300, &mut pages).unwrap();
-        assert!(sequence.pages() > held);
-        sequence.drop_pages_beyond_len();
-        assert_eq!((sequence.pages(), sequence.len()), (held, 100));
-        assert_eq!(cache.free_pages(), 1000 - held);
-    }
-
-    #[test]
-    fn fp8_without_scales_is_refused() {
-        let model = ModelConfig::gpt_oss_20b();
-        let make = |scales| {
-            let config = KvCacheConfig { dtype: KvDtype::Fp8, pages: 1, scales };
-            KvCache::new(&model, &config, &Device::Cpu).unwrap_err().to_string()
-        };
-        assert!(make(None).contains("needs calibrated scales"));
-        assert!(make(Some(vec![])).contains("0 key-value scales were passed for 24 layers"));
-        let mut scales = vec![KvScales { k: 1.0, v: 1.0 }; 24];
-        scales[7].v = f32::NAN;
-        assert!(make(Some(scales)).contains("v_scale of layer 7 is NaN"));
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! [`Budget`]: watches the chain of thought of one turn, and ends it.
 
 use super::{ChatRequest, Reasoning, ReasoningCut};
-use crate::generation::Generator;
+use crate::generation::Lane;
 use crate::harmony::Content;
 use crate::tokenizer::{Special, Tokenizer};
 use crate::{Error, Result};
@@ -49,7 +49,7 @@ struct Ids {
 }
 
 impl Budget {
-    /// Watches the turn that `generator` is about to make.
+    /// Watches the turn that `lane` is about to make.
     ///
     /// # Errors
     /// `InvalidRequest` when the reserve leaves no room to think; `Tokenizer` for a vocabulary that
@@ -57,7 +57,7 @@ impl Budget {
     pub(super) fn new(
         request: &ChatRequest,
         tokenizer: &Tokenizer,
-        generator: &mut Generator<'_>,
+        lane: &mut Lane,
     ) -> Result<Budget> {
         let reasoning = &request.reasoning;
         let special = tokenizer.special_tokens()?;
@@ -74,7 +74,7 @@ impl Budget {
         };
         // A header that is cut short takes one token more than a message that is.
         let switch = 2 + ids.channel.len() + ids.answer.len();
-        let most = generator.max_tokens();
+        let most = lane.max_tokens();
         let default = (most / 3).min(RESERVE);
         let reserve = match reasoning.min_answer_tokens {
             _ if reasoning.is_skipped() => None,
@@ -90,7 +90,7 @@ impl Budget {
             reserve => reserve.or(Some(default)),
         };
         if reasoning.is_skipped() {
-            generator.forbid(&ids.special)?;
+            lane.forbid(&ids.special)?;
         }
         Ok(Budget {
             max_tokens: reasoning.max_tokens,
@@ -109,46 +109,46 @@ impl Budget {
     /// of thought, and ends that if it is time to.
     ///
     /// # Errors
-    /// As [`Generator::force`].
+    /// As [`Lane::force`].
     pub(super) fn follow(
         &mut self,
         id: u32,
         content: Option<Content>,
         thought: usize,
         tokenizer: &Tokenizer,
-        generator: &mut Generator<'_>,
+        lane: &mut Lane,
     ) -> Result<Option<ReasoningCut>> {
         self.read(id, content, tokenizer);
-        if generator.is_forcing() || generator.finish_reason().is_some() {
+        if lane.is_forcing() || lane.finish_reason().is_some() {
             return Ok(None);
         }
-        let made = generator.usage().completion_tokens;
+        let made = lane.usage().completion_tokens;
         let to_deadline = self.deadline.map(|deadline| deadline.saturating_sub(made));
         let overdue = to_deadline == Some(0) && !self.tools;
         let call_overdue = to_deadline == Some(0) && self.required;
         let cut = match content {
             Some(Content::Reasoning) => self.is_due(thought, to_deadline),
             Some(Content::Preamble) if overdue || call_overdue => Some(ReasoningCut::Reserve),
-            None if overdue => return self.end_header(tokenizer, generator),
+            None if overdue => return self.end_header(tokenizer, lane),
             _ => None,
         };
         let Some(cut) = cut else {
             // The model may open messages after the chain of thought was ended, but not more of it.
             if self.spent && content.is_none() && self.header.last() == self.ids.channel.last() {
-                generator.forbid(&[self.ids.analysis])?;
+                lane.forbid(&[self.ids.analysis])?;
             }
             return Ok(None);
         };
         let mut switch = vec![self.ids.end];
         switch.extend(&self.ids.channel);
         if self.tools {
-            generator.force(&switch)?;
-            generator.forbid(&[self.ids.analysis])?;
+            lane.force(&switch)?;
+            lane.forbid(&[self.ids.analysis])?;
         } else {
             switch.extend(&self.ids.answer);
-            generator.force(&switch)?;
+            lane.force(&switch)?;
             // The answer has at least one token of text.
-            generator.forbid(&self.ids.special)?;
+            lane.forbid(&self.ids.special)?;
         }
         Ok(self.spend(cut))
     }
@@ -210,18 +210,18 @@ impl Budget {
     fn end_header(
         &mut self,
         tokenizer: &Tokenizer,
-        generator: &mut Generator<'_>,
+        lane: &mut Lane,
     ) -> Result<Option<ReasoningCut>> {
         let header = [&self.ids.channel[..], &self.ids.answer].concat();
         if let Some(rest) = header.strip_prefix(&self.header[..]) {
-            generator.force(rest)?;
-            generator.forbid(&self.ids.special)?;
+            lane.force(rest)?;
+            lane.forbid(&self.ids.special)?;
             return Ok(self.spend(ReasoningCut::Reserve));
         }
         // A call goes on. Any other header ends, and then its message.
         let bytes = self.header.iter().filter_map(|id| tokenizer.token_bytes(*id));
         if !bytes.flatten().copied().collect::<Vec<u8>>().windows(3).any(|w| w == b"to=") {
-            generator.force(&[self.ids.message])?;
+            lane.force(&[self.ids.message])?;
         }
         Ok(None)
     }

@@ -4,7 +4,7 @@ use super::Model;
 use super::guide::Guidance;
 use super::model::Parts;
 use super::room::Room;
-use crate::cache::{KvCache, KvCacheConfig, KvDtype};
+use crate::cache::{KvCache, KvCacheConfig, KvDtype, PrefixCache};
 use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
 use crate::harmony::{Dialect, Renderer};
 use crate::model::{Activations, DenseDtype, DeviceName, GptOss, free_memory};
@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 #[cfg(feature = "hub")]
 use std::path::Path;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Options for loading a [`Model`].
 #[must_use]
@@ -255,8 +255,10 @@ impl ModelBuilder {
                     progress(done.min(on_device), on_device);
                 }
             })?;
+        let cache = KvCache::new(config, &cache, &device)?;
         Ok(Model::new(Parts {
-            cache: KvCache::new(config, &cache, &device)?,
+            prefix_cache: Mutex::new(PrefixCache::new(&cache, pages)),
+            cache,
             transformer,
             stop: StopTokens::new(
                 tokenizer.stop_tokens(),

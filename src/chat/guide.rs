@@ -9,7 +9,7 @@
 
 use super::grammar::{Grammar, Grammars};
 use super::{ChatRequest, Format};
-use crate::generation::{Generator, TokenSet};
+use crate::generation::{Lane, TokenSet};
 use crate::harmony::{Content, Header, Tool, ToolChoice};
 use crate::tokenizer::{SpecialTokens, Tokenizer};
 use crate::{Error, Result};
@@ -152,49 +152,67 @@ impl Guide {
         matches!(self.state, State::Ended)
     }
 
-    /// Has the next token be one that may come next.
+    /// Forces what is the only way to go on, as far as that is found out without a mask, or says what of a
+    /// header may come next.
     ///
     /// # Errors
-    /// As [`Grammar::next`] and [`Generator::force`].
-    pub(super) fn constrain(&mut self, generator: &mut Generator<'_>) -> Result<()> {
-        let special = &self.special;
-        let allowed = match &mut self.state {
-            State::Ended => return Ok(()),
-            State::Header(read) => next_of(&self.headers, read, special),
-            State::Content(content, None) => {
-                let mut allowed = (*self.text).clone();
-                ends(*content, special).iter().for_each(|id| allowed.insert(*id));
-                allowed
+    /// As [`Lane::force`].
+    pub(super) fn lead(&mut self, lane: &mut Lane) -> Result<()> {
+        let forced = match &mut self.state {
+            State::Header(read) => {
+                let next = next_of(&self.headers, read, &self.special);
+                match next.only() {
+                    Some(id) => vec![id],
+                    None => {
+                        lane.allow(next);
+                        return Ok(());
+                    }
+                }
             }
-            State::Content(content, Some(grammar)) => {
+            State::Content(_, Some(grammar)) => {
                 let mut forced = grammar.forced();
-                // What asks for a control token gets an error below.
+                // What asks for a control token gets an error with the mask.
                 let text = forced.iter().take_while(|id| self.text.contains(**id)).count();
                 forced.truncate(text);
-                if !forced.is_empty() {
-                    return generator.force(&forced);
-                }
+                forced
+            }
+            State::Content(_, None) | State::Ended => return Ok(()),
+        };
+        lane.force(&forced)
+    }
+
+    /// Whether [`Guide::mask`] has something to say.
+    pub(super) fn has_mask(&self) -> bool {
+        matches!(self.state, State::Content(..))
+    }
+
+    /// Has the next token be one that may come next, inside a message.
+    ///
+    /// # Errors
+    /// As [`Grammar::next`]; `InvalidRequest` when the text can neither go on nor end.
+    pub(super) fn mask(&mut self, lane: &mut Lane) -> Result<()> {
+        let State::Content(content, grammar) = &mut self.state else { return Ok(()) };
+        let ends = ends(*content, &self.special);
+        let (mut allowed, may_end) = match grammar {
+            None => ((*self.text).clone(), true),
+            Some(grammar) => {
                 let (mut allowed, may_end) = grammar.next()?;
                 allowed.intersect(&self.text);
-                let ends = ends(*content, special);
-                match (allowed.is_empty(), may_end) {
-                    // The first is the one that ends a turn.
-                    (true, true) => return generator.force(&ends[..1]),
-                    (true, false) => {
-                        return Err(Error::invalid_request(
-                            "the format allows no token of text here, and the text cannot end",
-                        ));
-                    }
-                    (false, true) => ends.iter().for_each(|id| allowed.insert(*id)),
-                    (false, false) => {}
-                }
-                allowed
+                (allowed, may_end)
             }
         };
-        match allowed.only() {
-            Some(id) => generator.force(&[id])?,
-            None => generator.allow(allowed),
+        match (allowed.is_empty(), may_end) {
+            // The first is the one that ends a turn.
+            (true, true) => allowed.insert(ends[0]),
+            (true, false) => {
+                return Err(Error::invalid_request(
+                    "the format allows no token of text here, and the text cannot end",
+                ));
+            }
+            (false, true) => ends.iter().for_each(|id| allowed.insert(*id)),
+            (false, false) => {}
         }
+        lane.allow(allowed);
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 //! the prompt and read the answer, and has [`crate::generation`] run the model in between. It knows
 //! nothing of tensors.
 
+mod boundaries;
 mod budget;
 mod builder;
 mod format;
@@ -20,7 +21,6 @@ mod guide;
 mod json_schema;
 mod model;
 pub mod openai;
-mod prefix;
 mod reasoning;
 mod request;
 mod response;
@@ -29,8 +29,10 @@ mod session;
 mod stop_strings;
 mod stream;
 mod tools;
+mod turn;
 mod typed;
 
+pub(crate) use boundaries::boundaries;
 pub use builder::ModelBuilder;
 pub use format::Format;
 pub use model::{Model, Prompt};
@@ -40,4 +42,5 @@ pub use response::{ChatEvent, ChatResponse, TokenLogprob, TopLogprob};
 pub use session::ChatSession;
 pub use stream::ChatStream;
 pub use tools::{ToolErrors, ToolLoop, ToolLoopHandle};
+pub(crate) use turn::Turn;
 pub use typed::AnswerError;

@@ -1,16 +1,19 @@
 //! [`Model`]: everything that is needed to talk, loaded once and shared.
 
 use super::guide::Guidance;
+use super::turn::Turn;
 use super::{ChatRequest, ChatResponse, ChatSession, ChatStream, ModelBuilder};
-use crate::cache::{KvCache, Sequence};
-use crate::generation::{GenerateOptions, GenerationConfig, Generator, StopTokens};
+use crate::cache::{KvCache, PrefixCache, Sequence};
+use crate::generation::{
+    Forward, GenerateOptions, GenerationConfig, Generator, Lane, Limits, StopTokens,
+};
 use crate::harmony::{Rendered, Renderer};
-use crate::model::GptOss;
+use crate::model::{Batch, Draw, GptOss, Tensor};
 use crate::tokenizer::Tokenizer;
 use crate::weights::Checkpoint;
-use crate::{ModelConfig, Result};
+use crate::{ErrorKind, ModelConfig, Result};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A loaded checkpoint: transformer, tokenizer, prompt renderer and key-value cache.
 ///
@@ -35,6 +38,8 @@ pub(super) struct Parts {
     pub(super) tokenizer: Arc<Tokenizer>,
     pub(super) renderer: Renderer,
     pub(super) cache: KvCache,
+    /// What sessions have in the cache.
+    pub(super) prefix_cache: Mutex<PrefixCache>,
     pub(super) stop: StopTokens,
     pub(super) generation_config: GenerationConfig,
     pub(super) context: usize,
@@ -117,8 +122,8 @@ impl Model {
     /// and requested tokens do not fit.
     pub fn chat_stream(&self, request: &ChatRequest) -> Result<ChatStream<'_>> {
         let prompt = self.render(request)?.tokens;
-        let generator = self.continue_sequence(self.0.cache.sequence(), &prompt, request)?;
-        ChatStream::new(self, generator, request)
+        let turn = Turn::new(self, self.lane(0, &prompt, request)?, request)?;
+        Ok(ChatStream::new(self, self.0.cache.sequence(), turn))
     }
 
     /// A conversation that keeps its past in the cache, starting with the messages and settings of
@@ -166,47 +171,57 @@ impl Model {
         prompt: impl Into<Prompt<'a>>,
         options: &GenerateOptions,
     ) -> Result<Generator<'_>> {
-        match prompt.into() {
-            Prompt::Tokens(tokens) => self.generator(self.0.cache.sequence(), tokens, options),
+        let lane = match prompt.into() {
+            Prompt::Tokens(tokens) => self.plain_lane(0, tokens, options)?,
             Prompt::Text(text) => {
-                let tokens = self.0.tokenizer.encode_with_special(text)?;
-                self.generator(self.0.cache.sequence(), &tokens, options)
+                self.plain_lane(0, &self.0.tokenizer.encode_with_special(text)?, options)?
             }
-        }
+        };
+        let chunk = options.prefill_chunk.unwrap_or(self.0.prefill_chunk);
+        Ok(Generator::of(self, self.0.cache.sequence(), lane, chunk))
     }
 
-    /// Answers `request`, whose prompt starts with what `sequence` holds.
-    pub(super) fn continue_sequence(
+    /// The lane that answers `request`, the first `cached` tokens of whose prompt are in the cache.
+    ///
+    /// # Errors
+    /// As [`Generator::new`].
+    pub(crate) fn lane(
         &self,
-        sequence: Sequence,
+        cached: usize,
         prompt: &[u32],
         request: &ChatRequest,
-    ) -> Result<Generator<'_>> {
+    ) -> Result<Lane> {
         let options = GenerateOptions {
             sampling: request.sampling.clone(),
             max_tokens: request.max_tokens,
             logprobs: request.logprobs,
             ..GenerateOptions::default()
         };
-        self.generator(sequence, prompt, &options)
+        self.plain_lane(cached, prompt, &options)
     }
 
-    fn generator(
+    /// The lane that continues `prompt`, with the checkpoint's defaults and this model's context.
+    ///
+    /// # Errors
+    /// As [`Generator::new`].
+    pub(crate) fn plain_lane(
         &self,
-        sequence: Sequence,
+        cached: usize,
         prompt: &[u32],
         options: &GenerateOptions,
-    ) -> Result<Generator<'_>> {
+    ) -> Result<Lane> {
         let parts = &*self.0;
         let options = GenerateOptions {
             sampling: options.sampling.clone().or(&parts.generation_config.sampling),
-            context: Some(options.context.map_or(parts.context, |c| c.min(parts.context))),
-            prefill_chunk: options.prefill_chunk.or(Some(parts.prefill_chunk)),
             ..options.clone()
         };
-        let stop = parts.stop.clone();
-        let generator = Generator::new(&parts.transformer, sequence, prompt, stop, &options)?;
-        Ok(generator.diagnosis(Box::new(|| parts.checkpoint.find_nan_scale())))
+        let limits = Limits { vocab_size: self.config().vocab_size, context: parts.context };
+        Lane::new(limits, cached, prompt, &parts.stop, &options)
+    }
+
+    /// What sessions have in the cache, for as long as nobody else looks.
+    pub(super) fn prefix_cache(&self) -> MutexGuard<'_, PrefixCache> {
+        self.0.prefix_cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What config.json says.
@@ -258,5 +273,38 @@ impl Model {
     /// Most prompt tokens that go through the model at once.
     pub fn prefill_chunk(&self) -> usize {
         self.0.prefill_chunk
+    }
+}
+
+impl Forward for Model {
+    /// Gives up what sessions have cached before it says that the cache is full.
+    fn forward(&self, batch: &Batch, sequences: &mut [&mut Sequence]) -> Result<Tensor> {
+        let logits = self.0.transformer.forward(batch, sequences);
+        let is_full = |error: &crate::Error| error.kind() == ErrorKind::CacheFull;
+        if !logits.as_ref().is_err_and(is_full) || !sequences[0].cache().same_pool(&self.0.cache) {
+            return logits;
+        }
+        let counts = batch.tokens_per_sequence(sequences.len());
+        let needed = sequences.iter().zip(counts).map(|(s, n)| s.pages_to_append(n)).sum();
+        match self.prefix_cache().make_free(needed) {
+            true => self.0.transformer.forward(batch, sequences),
+            false => logits,
+        }
+    }
+
+    fn is_on_device(&self) -> bool {
+        self.0.transformer.is_on_device()
+    }
+
+    fn draw(&self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Option<u32>>> {
+        self.0.transformer.draw(logits, draws)
+    }
+
+    fn each(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.0.transformer.each(count, task);
+    }
+
+    fn diagnose(&self) -> Option<String> {
+        self.0.checkpoint.find_nan_scale()
     }
 }

@@ -1,10 +1,13 @@
 //! [`ChatSession`]: a conversation of many turns.
 
-use super::prefix::PrefixCache;
+use super::boundaries::boundaries;
+use super::turn::Turn;
 use super::{ChatRequest, ChatStream, Model};
 use crate::Result;
-use crate::generation::Generator;
-use crate::harmony::{AssistantMessage, Item, Message};
+use crate::cache::{Marks, Sequence};
+use crate::generation::Drive;
+use crate::harmony::{Item, Message};
+use std::collections::VecDeque;
 
 /// A conversation that goes on from turn to turn and keeps what the model has read of it.
 ///
@@ -35,14 +38,21 @@ pub struct ChatSession {
 /// What a running turn changes.
 pub(super) struct SessionState {
     request: ChatRequest,
-    prefix: PrefixCache,
+    /// Of the turn that runs.
+    marks: Option<Marks>,
+    /// What each of the last turns read and said, and where marks were left in it.
+    past: VecDeque<(Vec<u32>, Vec<usize>)>,
 }
+
+/// Turns whose marks [`ChatSession::release`] gives up; those of turns before have most often been replaced.
+const PAST: usize = 16;
 
 impl ChatSession {
     pub(super) fn new(model: Model, mut request: ChatRequest) -> ChatSession {
         // Looked up once: another date in the first message would invalidate all that is cached.
         request.date = request.date.or_else(|| model.renderer().default_date());
-        ChatSession { model, state: SessionState { request, prefix: PrefixCache::default() } }
+        let state = SessionState { request, marks: None, past: VecDeque::new() };
+        ChatSession { model, state }
     }
 
     /// The model this is a conversation with.
@@ -79,7 +89,7 @@ impl ChatSession {
         let ChatSession { model, state } = self;
         state.request.messages.push(Message::user(text));
         match state.start(model) {
-            Ok((stream, prompt)) => Ok(stream.in_session(state, prompt)),
+            Ok(stream) => Ok(stream.in_session(state)),
             Err(error) => {
                 state.request.messages.pop();
                 Err(error)
@@ -96,44 +106,58 @@ impl ChatSession {
     /// As [`Model::chat_stream`].
     pub fn respond(&mut self) -> Result<ChatStream<'_>> {
         let ChatSession { model, state } = self;
-        let (stream, prompt) = state.start(model)?;
-        Ok(stream.in_session(state, prompt))
+        Ok(state.start(model)?.in_session(state))
     }
 
     /// Gives the cached past back to the pool; the conversation stays, and its next turn reads it anew.
     pub fn release(&mut self) {
-        self.state.prefix.clear();
+        let mut prefix = self.model.prefix_cache();
+        for (tokens, marks) in self.state.past.drain(..) {
+            marks.into_iter().for_each(|position| prefix.remove(None, &tokens, position));
+        }
     }
 }
 
 impl SessionState {
-    /// An answer to the conversation on what is cached of it, and its prompt.
-    fn start<'m>(&mut self, model: &'m Model) -> Result<(ChatStream<'m>, Vec<u32>)> {
+    /// An answer to the conversation on what is cached of it.
+    fn start<'m>(&mut self, model: &'m Model) -> Result<ChatStream<'m>> {
         let prompt = model.render(&self.request)?.tokens;
-        let room = model.context().saturating_sub(prompt.len());
-        let total = prompt.len() + self.request.max_tokens.map_or(room, |n| n.min(room));
-        let sequence = self.prefix.resume(model, &prompt);
-        let held = sequence.pages();
-        let generator = model.continue_sequence(sequence, &prompt, &self.request)?;
-        let stream = ChatStream::new(model, generator.keep_prompt(), &self.request)?;
-        // Nothing is given up for a request that is refused.
-        self.prefix.make_room(model, &prompt, total, held);
-        Ok((stream, prompt))
+        let mut prefix = model.prefix_cache();
+        let cached = prefix.cached(None, &prompt);
+        let lane = model.lane(cached, &prompt, &self.request)?;
+        let turn = Turn::new(model, lane, &self.request)?;
+        let wanted = boundaries(model.tokenizer(), &prompt, Some(&self.request));
+        let sequence = prefix.resume(None, &prompt);
+        self.marks = Some(Marks::new(&prefix, None, &prompt, sequence.len(), &wanted));
+        Ok(ChatStream::new(model, sequence, turn))
     }
 
-    /// Takes over what a turn leaves: `tokens` is its prompt and all it generated.
-    pub(super) fn settle(
-        &mut self,
-        mut message: AssistantMessage,
-        prompt_tokens: usize,
-        tokens: &[u32],
-        mut generator: Generator<'_>,
-    ) {
-        if let Some(prompt) = generator.take_prompt_sequence() {
-            let turn = !matches!(self.request.messages.last(), Some(Message::Tool(_)));
-            self.prefix.keep(&tokens[..prompt_tokens], prompt, turn);
+    /// Before at most `most` tokens are fed.
+    pub(super) fn before_step(&self, sequence: &mut Sequence, most: usize) {
+        if let Some(marks) = &self.marks {
+            marks.before_step(sequence, most);
         }
-        self.prefix.keep(tokens, generator.into_sequence(), false);
+    }
+
+    /// Keeps what the step has led to.
+    pub(super) fn after_step(&mut self, model: &Model, turn: &Turn, sequence: &mut Sequence) {
+        if let Some(marks) = &mut self.marks {
+            marks.after_step(&mut model.prefix_cache(), turn.lane().tokens(), sequence);
+        }
+    }
+
+    /// Takes over what a turn leaves.
+    pub(super) fn settle(&mut self, model: &Model, turn: &Turn, sequence: &mut Sequence) {
+        let tokens = turn.lane().tokens();
+        if let Some(mut marks) = self.marks.take() {
+            if turn.leads_on() {
+                marks.end(&mut model.prefix_cache(), tokens, sequence);
+            }
+            self.past.push_back((tokens.to_vec(), marks.made().to_vec()));
+            self.past.drain(..self.past.len().saturating_sub(PAST));
+        }
+        // Until it has answered, the model needs the thought that led to its call.
+        let mut message = if turn.called() { turn.whole_message() } else { turn.message() };
         message.items.retain(|item| !matches!(item, Item::ToolCall(call) if call.incomplete));
         let said = |item: &Item| !matches!(item, Item::Reasoning { .. });
         if message.items.iter().any(said) {

@@ -23,6 +23,10 @@ pub struct GenerateOptions {
     /// Further tokens that end the answer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub stop_tokens: Vec<u32>,
+    /// Goes on past the model's own end of an answer (vLLM's `ignore_eos`), as measurements want it: only
+    /// [`GenerateOptions::stop_tokens`] and the number of tokens end it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_eos: bool,
     /// Longest sequence, prompt included, in tokens; `None` for the model's own limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<usize>,
@@ -55,6 +59,11 @@ impl GenerateOptions {
     pub fn stop_tokens(mut self, ids: impl IntoIterator<Item = u32>) -> Self {
         self.stop_tokens.extend(ids);
         self
+    }
+
+    /// Sets [`GenerateOptions::ignore_eos`].
+    pub fn ignore_eos(self) -> Self {
+        Self { ignore_eos: true, ..self }
     }
 
     /// Sets [`GenerateOptions::context`].

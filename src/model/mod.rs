@@ -333,6 +333,15 @@ impl GptOss {
         }
     }
 
+    /// Calls `task` with every number below `count`, on the worker threads; on one where the model is on a device,
+    /// whose steps need few of the host's.
+    pub(crate) fn each_row(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        match &self.engine {
+            Engine::Cpu(cpu) if count > 1 => cpu.each(count, task),
+            _ => (0..count).for_each(task),
+        }
+    }
+
     /// A token of each row of `logits: [R, V]` as `draws` say, drawn on the device that computed them, all
     /// at once, so that no logits have to come to the host. `None` for a row where no token can be drawn,
     /// whose logits say why; for all when the model runs on the CPU or the kernels do not take the

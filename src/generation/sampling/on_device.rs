@@ -2,7 +2,8 @@
 
 use super::{Sampler, TokenSet};
 use crate::Result;
-use crate::model::{Draw, GptOss, Tensor};
+use crate::generation::step::Forward;
+use crate::model::{Draw, Tensor};
 
 /// Who draws from one row of a step's logits, and from what.
 pub(in crate::generation) struct DrawRow<'a> {
@@ -15,23 +16,46 @@ pub(in crate::generation) struct DrawRow<'a> {
 
 /// As [`Sampler::sample_from`], a token of each row of the `logits: [R, V]` of a `model` on a device, where
 /// they stay: all rows go there and come back together. The steps are the same, the draw is another: one
-/// number decides among all candidates. `None` where there is no token to be drawn.
+/// number decides among all candidates. `None` where there is no token to be drawn, and where nobody draws.
 pub(in crate::generation) fn draw_rows(
-    model: &GptOss,
+    model: &dyn Forward,
     logits: &Tensor,
-    rows: &mut [DrawRow<'_>],
+    rows: &mut [Option<DrawRow<'_>>],
 ) -> Result<Vec<Option<u32>>> {
-    let vocab_size = model.config().vocab_size;
-    let prepared = rows.iter_mut().map(|row| Prepared::new(row, vocab_size));
+    let vocab_size = logits.dim(1)?;
+    let prepared = rows.iter_mut().map(|row| match row {
+        Some(row) => Prepared::new(row, vocab_size).map(Some),
+        None => Ok(None),
+    });
     let prepared = prepared.collect::<Result<Vec<_>>>()?;
-    let draws: Vec<Draw<'_>> =
-        rows.iter().zip(&prepared).map(|(row, lists)| lists.draw(row.sampler)).collect();
-    let ids = model.draw(logits, &draws)?;
-    for (row, id) in rows.iter_mut().zip(&ids) {
-        id.iter().for_each(|&id| row.sampler.note(id));
+    let draws = rows.iter().zip(&prepared).map(|(row, lists)| match (row, lists) {
+        (Some(row), Some(lists)) => lists.draw(row.sampler),
+        _ => NOBODYS,
+    });
+    let mut ids = model.draw(logits, &draws.collect::<Vec<_>>())?;
+    for (row, id) in rows.iter_mut().zip(&mut ids) {
+        match row {
+            Some(row) => id.iter().for_each(|&id| row.sampler.note(id)),
+            None => *id = None,
+        }
     }
     Ok(ids)
 }
+
+/// Of a row that is drawn from elsewhere: the cheapest there is.
+const NOBODYS: Draw<'static> = Draw {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repetition_penalty: 1.0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    seen: &[],
+    bias: &[],
+    allowed: None,
+    uniform: 0.0,
+};
 
 /// What a [`Draw`] borrows, and its number.
 struct Prepared {

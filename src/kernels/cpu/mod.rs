@@ -113,6 +113,11 @@ impl Cpu {
         self.pool.threads()
     }
 
+    /// Runs `task(0) .. task(tasks - 1)`, each once, on the threads of the kernels; tasks call no kernels.
+    pub fn each(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.pool.run(tasks, task);
+    }
+
     /// Runs `task` on pieces of `0..n`, of which one unit costs `cost`: all at once when the call is
     /// small, otherwise several pieces per thread of a multiple of `multiple`, at most `largest`.
     fn split(
