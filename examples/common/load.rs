@@ -29,7 +29,7 @@ pub(crate) struct LoadArgs {
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
     /// Longest conversation in tokens, by default what the model and the memory allow
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", visible_alias = "max-model-len")]
     ctx: Option<NonZeroUsize>,
     /// Read all weights before the first answer, not when they are first used
     #[arg(long)]
@@ -49,7 +49,7 @@ impl LoadArgs {
                     "no --model: puzzle-tiny, a model of teaching size that knows a few hundred words. \
                      The real one: --model nvidia/gpt-oss-puzzle-88B (50 GB)"
                 );
-                PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models/puzzle-tiny"))
+                puzzle_tiny()
             }
         };
         let started = Instant::now();
@@ -98,4 +98,11 @@ impl LoadArgs {
         );
         Ok(model)
     }
+}
+
+/// Where the small model is: below the crate, of whose folder this package may have one further down.
+fn puzzle_tiny() -> PathBuf {
+    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let dirs = package.ancestors().map(|dir| dir.join("examples/models/puzzle-tiny"));
+    dirs.into_iter().find(|dir| dir.is_dir()).unwrap_or(package)
 }
