@@ -23,6 +23,8 @@ mod pool;
 mod prefix;
 #[allow(dead_code)] // Until the engine uses all of it.
 mod sequence;
+#[cfg(test)]
+mod testing;
 
 pub use crate::kernels::PAGE_TOKENS;
 pub(crate) use marks::Marks;

@@ -85,3 +85,6 @@ impl Windows {
 pub(super) fn first_visible_page(window: Option<usize>, position: usize) -> usize {
     window.map_or(0, |w| position.saturating_add(1).saturating_sub(w) / PAGE_TOKENS)
 }
+
+#[cfg(test)]
+mod tests;

@@ -359,3 +359,6 @@ fn formats(model: &ModelConfig, config: &KvCacheConfig) -> Result<Vec<KvFormat>>
             .collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,8 +11,6 @@
 //! Blocks are whole, and sequences go on at their ends, so that nobody writes to cached pages.
 
 mod evict;
-#[cfg(test)]
-mod tests;
 mod trie;
 
 use super::need::first_visible_page;
@@ -164,6 +162,17 @@ impl PrefixCache {
         }
     }
 
+    /// Removes the marks on `tokens` that no other text goes on from, as of a conversation that is over.
+    pub(crate) fn remove_branch(&mut self, salt: Option<&str>, tokens: &[u32]) {
+        for node in self.trie.path(salt, tokens).into_iter().rev() {
+            match (self.trie[node].mark, self.trie[node].marks) {
+                (Some(_), 1) => self.remove_mark(node),
+                (Some(_), _) => break,
+                (None, _) => {}
+            }
+        }
+    }
+
     /// Gives everything back.
     pub(crate) fn clear(&mut self) {
         while self.evict(None) {}
@@ -266,3 +275,6 @@ impl Drop for PrefixCache {
 fn all_but_last(tokens: &[u32]) -> &[u32] {
     &tokens[..tokens.len().saturating_sub(1)]
 }
+
+#[cfg(test)]
+mod tests;

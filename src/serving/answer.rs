@@ -20,6 +20,10 @@ pub trait Event: sealed::Sealed + Send + Sized + 'static {
     /// Goes on with `later`, or gives it back where the two are to be told of one by one.
     #[doc(hidden)]
     fn append(&mut self, later: Self) -> Option<Self>;
+
+    /// Whether it does not wait for others.
+    #[doc(hidden)]
+    fn is_urgent(&self) -> bool;
 }
 
 mod sealed {
@@ -47,6 +51,11 @@ impl Event for ChatEvent {
         }
         None
     }
+
+    fn is_urgent(&self) -> bool {
+        use ChatEvent::{Logprob, Preamble, Reasoning, Text, ToolCallDelta};
+        !matches!(self, Text(_) | Reasoning(_) | Preamble(_) | ToolCallDelta { .. } | Logprob(_))
+    }
 }
 
 /// A continuation as a whole.
@@ -70,6 +79,10 @@ impl Event for GeneratedToken {
 
     fn append(&mut self, later: GeneratedToken) -> Option<GeneratedToken> {
         Some(later)
+    }
+
+    fn is_urgent(&self) -> bool {
+        false
     }
 }
 
@@ -165,6 +178,12 @@ impl<E: Event> Answer<E> {
             Err(error) => return Some(Some(Err(error))),
         }
         Some(None)
+    }
+}
+
+impl<E: Event> std::fmt::Debug for Answer<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answer").field("ended", &self.ended).finish_non_exhaustive()
     }
 }
 

@@ -4,7 +4,11 @@
 mod answer;
 mod engine;
 mod inbox;
+mod job;
 mod options;
+mod request;
+mod run;
+mod scheduler;
 mod stats;
 
 pub use answer::{Answer, Event, Generated};

@@ -131,3 +131,28 @@ impl<T> IndexMut<usize> for Trie<T> {
         &mut self.nodes[node].value
     }
 }
+
+#[cfg(test)]
+impl<T: Default> Trie<T> {
+    pub(super) fn is_unused(&self) -> bool {
+        self.roots.is_empty() && self.unused.len() == self.nodes.len()
+    }
+
+    /// Salt and tokens of every path that ends with a value like this.
+    pub(super) fn texts(&self, is_end: impl Fn(&T) -> bool) -> Vec<(Option<&str>, Vec<u32>)> {
+        let mut texts = Vec::new();
+        for (salt, root) in &self.roots {
+            let mut open = vec![(*root, Vec::new())];
+            while let Some((node, tokens)) = open.pop() {
+                for child in &self.nodes[node].children {
+                    let tokens = [&tokens[..], &self.nodes[*child].tokens].concat();
+                    if is_end(&self[*child]) {
+                        texts.push((salt.as_deref(), tokens.clone()));
+                    }
+                    open.push((*child, tokens));
+                }
+            }
+        }
+        texts
+    }
+}

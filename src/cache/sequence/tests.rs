@@ -1,4 +1,5 @@
 use super::*;
+use crate::cache::testing::{self, grow};
 use crate::cache::{KvCacheConfig, KvDtype};
 use crate::weights::KvScales;
 use crate::{ErrorKind, ModelConfig};
@@ -8,13 +9,6 @@ fn cache(model: &ModelConfig, pages: usize) -> KvCache {
     let scales = vec![KvScales { k: 1.0, v: 1.0 }; model.num_hidden_layers()];
     let config = KvCacheConfig { dtype: KvDtype::Fp8, pages, scales: Some(scales) };
     KvCache::new(model, &config, &Device::Cpu).unwrap()
-}
-
-fn grow(sequence: &mut Sequence, count: usize) {
-    let mut pages = sequence.cache.allocate(sequence.pages_to_append(count)).unwrap();
-    sequence.append(count, &mut pages).unwrap();
-    assert!(pages.is_empty(), "pages_to_append counted {} too many", pages.len());
-    sequence.commit(count);
 }
 
 /// The reduction published for Puzzle: 58.4 % of its parent's cache at 131,072 tokens.
@@ -160,4 +154,47 @@ fn fp8_without_scales_is_refused() {
     let mut scales = vec![KvScales { k: 1.0, v: 1.0 }; 24];
     scales[7].v = f32::NAN;
     assert!(make(Some(scales)).contains("v_scale of layer 7 is NaN"));
+}
+
+/// At every length the last page boundary can be gone on from, also one position before the next.
+#[test]
+fn the_last_page_boundary_is_whole() {
+    let cache = testing::cache(&[Some(1), Some(64), Some(100), Some(128), Some(130), None], 100);
+    for chunk in [1, 7, 63, 100] {
+        let mut sequence = cache.sequence();
+        while sequence.len() < 600 {
+            grow(&mut sequence, chunk);
+            let boundary = sequence.len() / PAGE_TOKENS * PAGE_TOKENS;
+            assert!(sequence.can_truncate(boundary), "{boundary} of {}", sequence.len());
+        }
+    }
+}
+
+#[test]
+fn a_position_that_is_held_can_be_gone_on_from_after_the_chunk() {
+    let cache = testing::cache(&[Some(1), Some(64), Some(128), None], 200);
+    let windows = cache.windows().clone();
+    for position in (64..=512).step_by(64) {
+        let mut sequence = cache.sequence();
+        grow(&mut sequence, 63);
+        sequence.hold(position);
+        sequence.hold(position + 64); // The earlier of both counts.
+        grow(&mut sequence, 512);
+        assert!(sequence.can_truncate(position) && sequence.can_truncate(512), "{position}");
+        grow(&mut sequence, 1);
+        assert!(sequence.can_truncate(position), "held through every commit");
+        let gone_before = position >= 128 && sequence.can_truncate(position - 128);
+        assert!(!gone_before, "and no more than that");
+        sequence.let_go();
+        assert_eq!(sequence.pages(), windows.held(sequence.len()));
+        assert_eq!(cache.free_pages(), 200 - sequence.pages());
+        assert!(!sequence.can_truncate(position) && sequence.can_truncate(576));
+        grow(&mut sequence, 200);
+        assert_eq!(sequence.pages(), windows.held(sequence.len()), "it held once");
+    }
+    let mut sequence = cache.sequence();
+    sequence.hold(64);
+    sequence.clear();
+    grow(&mut sequence, 300);
+    assert_eq!(sequence.pages(), windows.held(300), "what starts over holds nothing");
 }
