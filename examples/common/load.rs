@@ -15,7 +15,7 @@ pub(crate) struct LoadArgs {
     /// Checkpoint directory, or owner/name on the hub; by default the small model that comes with the
     /// crate
     #[arg(long, value_name = "DIR|owner/name")]
-    model: Option<String>,
+    pub(crate) model: Option<String>,
     /// Where to run: cpu, cuda (the first GPU) or cuda:1
     #[arg(long, default_value = "cpu")]
     device: DeviceName,

@@ -39,10 +39,10 @@ impl<E: Event> Answers<E> {
         self.running.is_empty()
     }
 
-    /// Ends an answer, of which no more is wanted.
-    pub fn stop(&mut self, index: usize) {
-        if let Some(answer) = self.running.get_mut(index) {
-            *answer = None;
+    /// Ends an answer, of which no more is wanted; its whole still comes.
+    pub fn stop(&self, index: usize) {
+        if let Some(Some(answer)) = self.running.get(index) {
+            answer.cancel_handle().cancel();
         }
     }
 

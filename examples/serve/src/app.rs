@@ -1,6 +1,6 @@
 //! The table of routes, and what every request goes through.
 
-use crate::{ApiError, App, chat, completions, metrics, models, responses};
+use crate::{ApiError, App, chat, completions, metrics, models, page, responses};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
@@ -15,7 +15,7 @@ use tower_http::cors::{AllowOrigin, Any as Anybody, CorsLayer};
 pub fn router(app: App) -> Router {
     let limit = DefaultBodyLimit::max(app.options().body_limit);
     Router::new()
-        .route("/", get(responses::page))
+        .route("/", get(page::page))
         .route("/health", get(models::health))
         .route("/metrics", get(metrics::metrics))
         .route("/v1/models", get(models::list))

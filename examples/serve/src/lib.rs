@@ -12,8 +12,10 @@ pub mod error;
 pub mod fields;
 pub mod metrics;
 pub mod models;
+pub mod page;
 pub mod request;
 pub mod responses;
+pub mod server;
 pub mod sse;
 pub mod state;
 

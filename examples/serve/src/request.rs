@@ -1,12 +1,13 @@
 //! A request's body, and what of it concerns the engine and not the answer.
 
+use crate::fields::short;
 use crate::{ApiError, App};
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use gpt_oss_puzzle::serving::{Call, Priority};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// A body of JSON: an object.
 pub struct Body(pub Value);
@@ -63,8 +64,9 @@ pub fn read<T: DeserializeOwned>(
     expected: &str,
 ) -> Result<Option<T>, ApiError> {
     let read = |value: &Value| {
-        T::deserialize(value)
-            .map_err(|_| ApiError::invalid(name, format!("{name} is {value}, expected {expected}")))
+        T::deserialize(value).map_err(|_| {
+            ApiError::invalid(name, format!("{name} is {}, expected {expected}", short(value)))
+        })
     };
     field(request, name).map(read).transpose()
 }
@@ -106,18 +108,28 @@ pub fn choices(app: &App, request: &Value) -> Result<usize, ApiError> {
     }
 }
 
-/// Whether the answer is to be streamed, and with token counts at the end.
+/// That an answer is to be streamed.
+pub struct Streamed {
+    /// Whether token counts come at the end.
+    pub include_usage: bool,
+}
+
+/// Whether the answer is to be streamed, and how.
 ///
 /// # Errors
 /// 400 for other types.
-pub fn stream(request: &Value) -> Result<(bool, bool), ApiError> {
+pub fn stream(request: &Value) -> Result<Option<Streamed>, ApiError> {
     let stream = read(request, "stream", "true or false")?.unwrap_or(false);
-    let options = field(request, "stream_options");
-    let usage = match options {
-        None => None,
-        Some(options) => read(options, "include_usage", "true or false")?,
-    };
-    Ok((stream, usage.unwrap_or(false)))
+    let options = field(request, "stream_options").unwrap_or(&Value::Null);
+    let include_usage = read(options, "include_usage", "true or false")?.unwrap_or(false);
+    Ok(stream.then_some(Streamed { include_usage }))
+}
+
+/// Takes a `top_k` out that asks for any token, as -1 does with vLLM.
+pub fn any_top_k(fields: &mut Map<String, Value>) {
+    if fields.get("top_k").and_then(Value::as_i64) == Some(-1) {
+        fields.shift_remove("top_k");
+    }
 }
 
 /// A call with the request's `priority` (as with vLLM a number, lower first, 0 is normal; or a name)

@@ -2,6 +2,7 @@
 
 use crate::ApiError;
 use crate::metrics::Requests;
+use crate::responses::Store;
 use axum::http::StatusCode;
 use gpt_oss_puzzle::serving::EngineOptions;
 use gpt_oss_puzzle::{Engine, Model};
@@ -51,6 +52,7 @@ struct Shared {
     options: Options,
     engine: OnceLock<Result<Engine, String>>,
     requests: Requests,
+    responses: Store,
     started: u64,
     ids: (RandomState, AtomicU64),
 }
@@ -62,6 +64,7 @@ impl App {
             options,
             engine: OnceLock::new(),
             requests: Requests::default(),
+            responses: Store::default(),
             started: now(),
             ids: (RandomState::new(), AtomicU64::new(0)),
         }))
@@ -123,6 +126,11 @@ impl App {
     /// Counts of requests.
     pub fn requests(&self) -> &Requests {
         &self.0.requests
+    }
+
+    /// Responses that are kept.
+    pub fn responses(&self) -> &Store {
+        &self.0.responses
     }
 
     /// When the server began, in seconds since 1970.
