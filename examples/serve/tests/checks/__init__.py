@@ -99,16 +99,11 @@ class Server:
                 one.close()
 
     def metrics(self):
-        """Every sample of /metrics: by its name alone, summed over its labels."""
-        status, _, text = self.open("GET", "/metrics")
+        """Every sample of /metrics, by its name and labels."""
+        status, _, text = self.open("GET", "/metrics", key=False)
         assert status == 200, text
-        samples = {}
-        for line in text.splitlines():
-            if line and not line.startswith("#"):
-                name, value = line.rsplit(" ", 1)
-                name = name.split("{")[0]
-                samples[name] = samples.get(name, 0.0) + float(value)
-        return samples
+        lines = [line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")]
+        return {name.removeprefix("gpt_oss_puzzle:"): float(value) for name, value in lines}
 
     def metric(self, name):
         samples = self.metrics()
@@ -121,6 +116,6 @@ class Server:
         within(seconds, lambda: not any(self.metric(n) for n in names), lambda: {n: self.metric(n) for n in names})
 
 
-RUNNING, WAITING = "serve_requests_running", "serve_requests_waiting"
-FINISHED, CANCELLED = "serve_requests_finished_total", "serve_requests_cancelled_total"
-PROMPT, CACHED, WRITTEN = "serve_prompt_tokens_total", "serve_cached_tokens_total", "serve_completion_tokens_total"
+RUNNING, WAITING = "num_requests_running", "num_requests_waiting"
+FINISHED, CANCELLED = 'requests_total{outcome="finished"}', 'requests_total{outcome="cancelled"}'
+PROMPT, CACHED, WRITTEN = "prompt_tokens_total", "cached_prompt_tokens_total", "generation_tokens_total"

@@ -184,7 +184,8 @@ def an_answer_that_is_cut_says_so(server: Server):
     for limit in ("max_tokens", "max_completion_tokens"):
         answer = server.chat(FRANCE, **{limit: 5})
         assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 5, answer
-    assert joined(server.chat(FRANCE, max_tokens=5, stream=True))["finish"] == "length"
+    chunks = list(server.chat(FRANCE, max_tokens=5, stream=True))
+    assert joined(chunks)["finish"] == "length" and not chunks[-1].choices[0].delta.content, chunks
 
 
 @check

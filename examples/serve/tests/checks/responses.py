@@ -147,10 +147,10 @@ def a_response_is_a_value_of_a_pydantic_type(server: Server):
 
 @check
 def a_response_that_is_cut_is_incomplete(server: Server):
-    answer = respond(server, QUESTION, max_output_tokens=30)
+    answer = respond(server, QUESTION, max_output_tokens=5)
     assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens"), answer
-    final, _ = checked(list(respond(server, QUESTION, max_output_tokens=30, stream=True)))
-    assert final.status == "incomplete" and final.usage.output_tokens == 30, final
+    final, _ = checked(list(respond(server, QUESTION, max_output_tokens=5, stream=True)))
+    assert final.status == "incomplete" and final.usage.output_tokens == 5, final
 
 
 @check

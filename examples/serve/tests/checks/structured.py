@@ -43,7 +43,7 @@ def a_tool_is_called_and_its_result_answered(server: Server):
     [call] = first.message.tool_calls
     assert first.finish_reason == "tool_calls" and call.type == "function" and call.id, first
     assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Rome"}), call
-    result = json.dumps({"temperature": 16, "sky": "clear"})
+    result = '{"temperature":16,"sky":"clear"}'
     messages += [first.message.to_dict(), {"role": "tool", "tool_call_id": call.id, "content": result}]
     second = server.chat(messages, tools=[WEATHER, ADD]).choices[0]
     assert (second.message.content, second.finish_reason) == ("It is 16 degrees and clear in Rome.", "stop"), second
