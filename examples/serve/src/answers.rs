@@ -23,6 +23,9 @@ pub enum Happened<E: Event> {
     Whole(E::Whole),
 }
 
+/// What comes next: what happened in which answer, or the error that ends all.
+pub type Next<E> = Result<(usize, Happened<E>), ApiError>;
+
 impl<E: Event> Answers<E> {
     /// Follows these answers.
     pub fn new(answers: Vec<Answer<E>>) -> Answers<E> {
@@ -47,7 +50,7 @@ impl<E: Event> Answers<E> {
     }
 
     /// What happened next, and in which answer; `None` once all have ended. The first error ends all.
-    pub async fn next(&mut self) -> Option<Result<(usize, Happened<E>), ApiError>> {
+    pub async fn next(&mut self) -> Option<Next<E>> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
 
@@ -66,10 +69,7 @@ impl<E: Event> Answers<E> {
     }
 
     /// [`Answers::next`] for a stream.
-    pub fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<(usize, Happened<E>), ApiError>>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Next<E>>> {
         let n = self.running.len();
         let mut is_waiting = false;
         for index in (0..n).map(|i| (self.first + i) % n) {

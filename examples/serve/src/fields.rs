@@ -104,7 +104,7 @@ pub const CHAT: &[Refused] = &[
     no("reasoning", Empty, "use reasoning_effort"),
     no("think", Never, "use reasoning_effort"),
     no("format", Empty, "use response_format"),
-    no("functions", Empty, "use tools"),
+    no("functions", Never, "use tools"),
     no("function_call", Never, "use tool_choice"),
     no("best_of", Number(1.0), "use n"),
     no("echo", False, "an answer has no prompt in it"),

@@ -1,7 +1,7 @@
 //! Streams of server-sent events.
 
 use crate::ApiError;
-use crate::answers::{Answers, Happened};
+use crate::answers::{Answers, Happened, Next};
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -84,7 +84,7 @@ struct Events<E: gpt_oss_puzzle::serving::Event, W> {
 }
 
 impl<E: gpt_oss_puzzle::serving::Event, W: Writer<E>> Events<E, W> {
-    fn take(&mut self, happened: Option<Result<(usize, Happened<E>), ApiError>>) {
+    fn take(&mut self, happened: Option<Next<E>>) {
         let due = match happened {
             Some(Ok((index, Happened::Event(event)))) => {
                 let due = self.writer.event(index, event);

@@ -17,6 +17,8 @@ pub(super) struct Choice {
     logprobs: Logprobs,
     /// Characters of the text so far.
     length: usize,
+    /// Tokens so far.
+    tokens: usize,
     finish_reason: Option<&'static str>,
     usage: Usage,
 }
@@ -44,6 +46,7 @@ impl Choice {
             text: String::new(),
             logprobs: Logprobs::default(),
             length: 0,
+            tokens: 0,
             finish_reason: None,
             usage: Usage::default(),
         }
@@ -54,6 +57,7 @@ impl Choice {
         if self.is_stopped() {
             return;
         }
+        self.tokens += 1;
         if let Some(logprobs) = &token.logprobs {
             let mut top: Map<String, Value> = Map::new();
             for top_token in &logprobs.top {
@@ -88,6 +92,10 @@ impl Choice {
     pub(super) fn whole(&mut self, whole: &Generated) {
         self.flush();
         self.usage = whole.usage;
+        if self.is_stopped() {
+            // The model may have gone on before it heard of it.
+            self.usage.completion_tokens = self.tokens;
+        }
         self.finish_reason = Some(match whole.finish_reason {
             _ if self.is_stopped() => "stop",
             // Also what was cut off: clients take `stop` for a whole answer.

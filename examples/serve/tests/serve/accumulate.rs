@@ -41,8 +41,9 @@ pub fn accumulate(chunks: &[Value]) -> Value {
             }
         }
     }
-    for calls in choices.iter_mut().filter_map(|c| c["message"]["tool_calls"].as_array_mut()) {
-        for call in calls {
+    for choice in &mut choices {
+        let calls = choice["message"].get_mut("tool_calls").and_then(Value::as_array_mut);
+        for call in calls.into_iter().flatten() {
             call.as_object_mut().expect("a call").shift_remove("index");
         }
     }

@@ -84,7 +84,7 @@ async fn a_tool_is_called_and_its_result_used() {
         "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
     });
     let tools = json!([{"type": "function", "function": {
-        "name": "get_weather", "description": "Get the current weather of a city.",
+        "name": "get_weather", "description": "The weather in a city.",
         "parameters": parameters,
     }}]);
     let ask = json!([{"role": "user", "content": "What is the weather in Paris?"}]);
@@ -105,7 +105,7 @@ async fn a_tool_is_called_and_its_result_used() {
     messages.push(choice["message"].clone());
     messages.push(json!({
         "role": "tool", "tool_call_id": call["id"],
-        "content": "{\"temperature\": 17, \"sky\": \"cloudy\"}",
+        "content": "{\"temperature\":17,\"sky\":\"cloudy\"}",
     }));
     let answer = server.ask(CHAT, with(request.clone(), json!({"messages": messages}))).await;
     let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
@@ -175,7 +175,7 @@ async fn numbers_of_other_servers_are_understood() {
         "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "priority": -3, "cache_salt": "tenant",
         "user": "u", "store": false, "metadata": {"a": "b"}, "service_tier": "auto", "echo": false,
         "modalities": ["text"], "verbosity": "medium", "best_of": 1, "tools": null, "unknown": 1,
-        "parallel_tool_calls": false, "functions": [],
+        "parallel_tool_calls": false, "options": {},
     });
     let answer = server.ask(CHAT, with(question(), more)).await;
     assert_eq!(answer["choices"], plain["choices"]);

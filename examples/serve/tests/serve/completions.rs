@@ -128,7 +128,9 @@ async fn control_tokens_are_text_on_demand() {
 #[tokio::test]
 async fn log_probabilities_are_in_the_old_shape() {
     let server = server();
-    let answer = server.ask(COMPLETIONS, with(prompt(), json!({"logprobs": 3}))).await;
+    let answer = server
+        .ask(COMPLETIONS, with(prompt(), json!({"logprobs": 3, "skip_special_tokens": false})))
+        .await;
     let logprobs = &answer["choices"][0]["logprobs"];
     let list = |name: &str| logprobs[name].as_array().unwrap().clone();
     let tokens = list("tokens");
