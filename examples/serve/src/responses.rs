@@ -192,5 +192,5 @@ impl Writer<ChatEvent> for ResponseWriter {
 
 /// An event of the stream, which is called what its type is.
 fn named(event: &Value) -> Event {
-    sse::data(event).event(event["type"].as_str().unwrap_or_default())
+    Event::default().event(event["type"].as_str().unwrap_or_default()).data(event.to_string())
 }

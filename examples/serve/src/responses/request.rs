@@ -8,6 +8,7 @@ use gpt_oss_puzzle::ChatRequest;
 use gpt_oss_puzzle::chat::Format;
 use gpt_oss_puzzle::generation::SamplingParams;
 use gpt_oss_puzzle::harmony::{Message, Tool, ToolChoice};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 /// Fields that [`SamplingParams`] has under the same name; some are additions of other servers.
@@ -74,6 +75,9 @@ impl Request {
         }
         chat.sampling = sampling(body)?;
         chat.max_tokens = read(body, "max_output_tokens", "a number of tokens")?;
+        if chat.max_tokens == Some(0) {
+            return Err(invalid("max_output_tokens", "is 0, expected at least 1"));
+        }
         chat.logprobs = logprobs(body)?;
         chat.format = format(body)?;
         let store = read(body, "store", "true or false")?.unwrap_or(true);
@@ -169,12 +173,17 @@ fn one_of(parent: &Value, path: &str, values: &[&str]) -> Result<(), ApiError> {
 }
 
 fn sampling(body: &Value) -> Result<SamplingParams, ApiError> {
-    let mut given: Map<String, Value> = (SAMPLING.iter())
-        .filter_map(|name| Some((name.to_string(), field(body, name)?.clone())))
-        .collect();
-    any_top_k(&mut given);
-    serde_json::from_value(given.into())
-        .map_err(|error| invalid("the sampling parameters", format!("are invalid: {error}")))
+    let mut given = Map::new();
+    let mut sampling = SamplingParams::default();
+    for name in SAMPLING {
+        let Some(value) = field(body, name) else { continue };
+        given.insert(name.into(), value.clone());
+        any_top_k(&mut given);
+        // After each, so that the error names the field.
+        sampling = SamplingParams::deserialize(&Value::Object(given.clone()))
+            .map_err(|error| invalid(name, format!("is {}: {error}", short(value))))?;
+    }
+    Ok(sampling)
 }
 
 fn logprobs(body: &Value) -> Result<Option<usize>, ApiError> {

@@ -196,6 +196,8 @@ fn what_cannot_be_done_is_refused_by_name() {
         ("truncation", json!("auto"), "truncation"),
         ("messages", json!([]), "messages"),
         ("max_tokens", json!(3), "max_tokens"),
+        ("max_output_tokens", json!(0), "max_output_tokens"),
+        ("temperature", json!("hot"), "temperature"),
         ("n", json!(2), "n"),
         ("tools", tool("web_search"), "tools[0]"),
         ("tools", tool("file_search"), "tools[0]"),
