@@ -12,6 +12,7 @@ use gpt_oss_puzzle::generation::{FinishReason, GenerateOptions, SamplingParams};
 use gpt_oss_puzzle::harmony::Message;
 use gpt_oss_puzzle::weights::write_tiny_checkpoint;
 use gpt_oss_puzzle::{Call, ChatRequest, Engine, EngineOptions, ErrorKind, Model, Priority};
+use std::sync::Mutex;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -298,6 +299,10 @@ fn a_schema_that_breaks_ends_its_own_request() {
         assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{schema}: {error}");
     }
     assert_eq!(ids(&whole(beside).expect("answered")), expected);
+    // And one that holds is followed as if nobody else asked.
+    let request = question("What is 17 + 25? Answer in JSON.").format(Format::json_object());
+    let answer = whole(engine.chat(&request).expect("taken")).expect("answered");
+    assert_eq!(answer.tokens, reference().chat(&request).expect("answered").tokens);
 }
 
 // A request that waits is answered although who asked has gone.
@@ -377,30 +382,31 @@ fn a_long_prompt_holds_others_up_for_a_chunk_alone() {
 #[test]
 fn first_come_is_first_served() {
     let engine = model().engine(EngineOptions::default().max_sequences(1)).expect("an engine");
-    let ends = std::sync::Mutex::new(Vec::new());
-    let answers: Vec<_> = (0..6)
-        .map(|i| {
-            engine.generate(words(10, i).as_slice(), endless(i).max_tokens(50)).expect("taken")
-        })
-        .collect();
+    assert_eq!(ends(&engine, 6, 50), [0, 1, 2, 3, 4, 5]);
+    // Where pages are short it is the newest that gives way.
+    let engine = engine_for(&[350, 120], EngineOptions::default().prefix_cache(0.0));
+    assert_eq!(ends(&engine, 2, 300), [0, 1]);
+    assert!(settled(&engine).preempted > 0);
+}
+
+/// Asks for so many answers, and says in which order they ended.
+fn ends(engine: &Engine, answers: u64, tokens: usize) -> Vec<u64> {
+    let ends = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
-        for (i, answer) in answers.into_iter().enumerate() {
+        for i in 0..answers {
+            let options = endless(i).max_tokens(tokens);
+            let answer = engine.generate(words(10, i).as_slice(), options).expect("taken");
             let ends = &ends;
             scope.spawn(move || {
                 whole(answer).expect("answered");
-                ends.lock().expect("held").push(i);
+                ends.lock().expect("held").push((Instant::now(), i));
             });
         }
     });
-    // Threads are woken up in no order, but that of answers 50 tokens apart.
-    assert_eq!(ends.into_inner().expect("whole"), [0, 1, 2, 3, 4, 5]);
-    // Where pages are short it is the newest that gives way: the oldest has its tokens without a stop.
-    let engine = engine_for(&[350, 120], EngineOptions::default().prefix_cache(0.0));
-    let old = engine.generate(words(20, 1).as_slice(), endless(1).max_tokens(300)).expect("taken");
-    let new = engine.generate(words(20, 2).as_slice(), endless(2).max_tokens(300)).expect("taken");
-    whole(old).expect("answered");
-    assert!(matches!(engine.stats().running + engine.stats().waiting, 1), "{:?}", engine.stats());
-    whole(new).expect("answered");
+    // Threads are woken up in no order, but that of answers many steps apart.
+    let mut ends = ends.into_inner().expect("whole");
+    ends.sort();
+    ends.into_iter().map(|(_, i)| i).collect()
 }
 
 // Greedy answers depend on who else asks at the time.
