@@ -36,11 +36,6 @@ impl Marks {
         self.ahead.iter().map(|(position, _)| *position)
     }
 
-    /// The positions it has made marks at.
-    pub(crate) fn made(&self) -> &[usize] {
-        &self.made
-    }
-
     /// Before at most `most` tokens are fed: what a mark among them needs is held.
     pub(crate) fn before_step(&self, sequence: &mut Sequence, most: usize) {
         if let Some(next) = self.ahead().next().filter(|next| *next <= sequence.len() + most) {

@@ -11,28 +11,29 @@
 //! This module accounts for pages; it does not read them. The model writes them through
 //! `ops` and reads them in attention.
 
-#[allow(dead_code)] // Until the engine uses all of it.
 mod allocator;
 mod edits;
 mod marks;
-#[allow(dead_code)] // Until the engine uses all of it.
+
 mod need;
-#[allow(dead_code)] // Until the engine uses all of it.
+
 mod pool;
-#[allow(dead_code)] // Until the engine uses all of it.
+
 mod prefix;
-#[allow(dead_code)] // Until the engine uses all of it.
+
 mod sequence;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
+#[cfg(test)]
+pub(crate) use crate::kernels::NO_PAGE;
 pub use crate::kernels::PAGE_TOKENS;
 pub(crate) use marks::Marks;
-#[allow(unused_imports)] // As above.
+
 pub(crate) use need::Windows;
 #[cfg(feature = "cuda")]
 pub(crate) use pool::CacheIdentity;
 pub use pool::{KvCache, KvCacheConfig, KvDtype};
-#[allow(unused_imports)] // As above.
+
 pub(crate) use prefix::{Mark, PrefixCache};
 pub use sequence::Sequence;

@@ -5,7 +5,7 @@ use crate::config::{BlockConfig, ModelConfig};
 use candle_core::Device;
 
 /// A layer for each of `windows`.
-pub(super) fn cache(windows: &[Option<usize>], pages: usize) -> KvCache {
+pub(crate) fn cache(windows: &[Option<usize>], pages: usize) -> KvCache {
     let mut config = ModelConfig::puzzle_88b();
     (config.num_attention_heads, config.num_key_value_heads, config.head_dim) = (1, 1, 2);
     let block = config.block_configs[0];
@@ -16,7 +16,7 @@ pub(super) fn cache(windows: &[Option<usize>], pages: usize) -> KvCache {
 }
 
 /// As `forward` does, but that nothing is computed.
-pub(super) fn grow(sequence: &mut Sequence, count: usize) {
+pub(crate) fn grow(sequence: &mut Sequence, count: usize) {
     let mut pages = sequence.cache().allocate(sequence.pages_to_append(count)).unwrap();
     sequence.append(count, &mut pages).unwrap();
     assert!(pages.is_empty(), "pages_to_append counted {} too many", pages.len());
@@ -24,10 +24,10 @@ pub(super) fn grow(sequence: &mut Sequence, count: usize) {
 }
 
 /// Numbers that are the same in every run.
-pub(super) struct Random(pub(super) u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub(super) fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.0 >> 33) as usize % n
     }

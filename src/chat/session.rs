@@ -40,8 +40,8 @@ pub(super) struct SessionState {
     request: ChatRequest,
     /// Of the turn that runs.
     marks: Option<Marks>,
-    /// What each of the last turns read and said, and where marks were left in it.
-    past: VecDeque<(Vec<u32>, Vec<usize>)>,
+    /// What each of the last turns read and said, with marks in it.
+    past: VecDeque<Vec<u32>>,
 }
 
 /// Turns whose marks [`ChatSession::release`] gives up; those of turns before have most often been replaced.
@@ -109,12 +109,12 @@ impl ChatSession {
         Ok(state.start(model)?.in_session(state))
     }
 
-    /// Gives the cached past back to the pool; the conversation stays, and its next turn reads it anew.
+    /// Gives the cached past back to the pool, but for what other conversations begin with; this one stays, and
+    /// its next turn reads it anew. Without it the past stays cached, also when the session is dropped, until
+    /// its pages are needed.
     pub fn release(&mut self) {
         let mut prefix = self.model.prefix_cache();
-        for (tokens, marks) in self.state.past.drain(..) {
-            marks.into_iter().for_each(|position| prefix.remove(None, &tokens, position));
-        }
+        self.state.past.drain(..).for_each(|tokens| prefix.remove_branch(None, &tokens));
     }
 }
 
@@ -153,7 +153,7 @@ impl SessionState {
             if turn.leads_on() {
                 marks.end(&mut model.prefix_cache(), tokens, sequence);
             }
-            self.past.push_back((tokens.to_vec(), marks.made().to_vec()));
+            self.past.push_back(tokens.to_vec());
             self.past.drain(..self.past.len().saturating_sub(PAST));
         }
         // Until it has answered, the model needs the thought that led to its call.
