@@ -87,9 +87,7 @@ def made_up(vocab_size):
     space = words[32]
     words += [space + "t", *(f"{space}w{i}" for i in range(257, min(NAMED)))]
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [
-        {"id": i, "content": NAMED.get(i, f"<|reserved_{i}|>"), **special} for i in range(min(NAMED), vocab_size)
-    ]
+    added = [{"id": i, "content": NAMED.get(i, f"<|reserved_{i}|>"), **special} for i in range(min(NAMED), vocab_size)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
     return {

@@ -85,7 +85,13 @@ def fields_that_would_change_the_answer_are_refused_others_ignored(server: Serve
     ):
         error = refused(openai.BadRequestError, lambda: server.chat(FRANCE, **fields))
         assert next(iter(fields)) in error.message, (fields, error.message)
-    ignored = {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "parallel_tool_calls": True}
+    ignored = {
+        "user": "me",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "parallel_tool_calls": True,
+    }
     assert server.chat(FRANCE, **ignored).choices[0].message.content == PARIS
 
 

@@ -126,7 +126,9 @@ def metrics_are_in_prometheus_form(server: Server):
             kinds[name] = kind
         elif line and not line.startswith("#"):
             name = line.split("{")[0].split()[0]
-            base = next((n for n in (name, *(name.removesuffix(s) for s in ("_bucket", "_sum", "_count"))) if n in kinds), None)
+            base = next(
+                (n for n in (name, *(name.removesuffix(s) for s in ("_bucket", "_sum", "_count"))) if n in kinds), None
+            )
             assert base, f"{name} has no # TYPE before it"
             assert kinds[base] != "counter" or name.endswith("_total"), name
             float(line.rsplit(" ", 1)[1])

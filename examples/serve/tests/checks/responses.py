@@ -135,13 +135,9 @@ def the_server_keeps_a_conversation_if_told_to(server: Server):
 
 @check
 def a_response_is_a_value_of_a_pydantic_type(server: Server):
-    answer = server.client.responses.parse(
-        model=server.model, input=[SUM], temperature=0, text_format=Number
-    )
+    answer = server.client.responses.parse(model=server.model, input=[SUM], temperature=0, text_format=Number)
     assert answer.output_parsed == Number(answer=42), answer
-    with server.client.responses.stream(
-        model=server.model, input=[SUM], temperature=0, text_format=Number
-    ) as stream:
+    with server.client.responses.stream(model=server.model, input=[SUM], temperature=0, text_format=Number) as stream:
         assert stream.get_final_response().output_parsed == Number(answer=42)
 
 
