@@ -133,17 +133,17 @@ impl Request {
         }
     }
 
-    /// Takes a token and those that follow it of themselves, and tells of them.
-    pub(super) fn follow(&mut self, token: GeneratedToken) -> Result<()> {
+    /// Takes the token that was drawn, if one was, and those that follow of themselves, and tells of them.
+    pub(super) fn follow(&mut self, drawn: Option<GeneratedToken>) -> Result<()> {
         let job = &mut self.job;
         guarded(|| {
-            let mut next = Some(token);
-            while let Some(token) = next {
+            if let Some(token) = drawn {
                 job.follow(token)?;
-                next = match job.is_done() {
-                    true => None,
-                    false => job.lane_mut().take_forced(),
-                };
+            }
+            while !job.is_done()
+                && let Some(token) = job.lane_mut().take_forced()
+            {
+                job.follow(token)?;
             }
             job.deliver();
             Ok(())

@@ -57,7 +57,14 @@ impl Scheduler {
     pub(super) fn add(&mut self, mut request: Request) {
         request.arrival = self.arrivals;
         self.arrivals += 1;
-        self.waiting.push(request);
+        // An answer may have to begin with tokens that need no step.
+        let followed = request.follow(None);
+        self.stats.completion_tokens += request.lane().usage().completion_tokens as u64;
+        match followed {
+            Ok(()) if request.job.is_done() => self.end(request, Ok(FinishReason::Stop)),
+            Ok(()) => self.waiting.push(request),
+            Err(error) => self.end(request, Err(error)),
+        }
     }
 
     /// Whether there is no request.
@@ -191,7 +198,7 @@ impl Scheduler {
             request.after_step(&mut self.prefix);
             let before = request.lane().usage().completion_tokens;
             let followed = match outcomes.next() {
-                Some(Ok(Some(token))) => request.follow(token),
+                Some(Ok(Some(token))) => request.follow(Some(token)),
                 Some(Err(error)) => Err(error),
                 _ => continue,
             };

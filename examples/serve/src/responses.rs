@@ -10,9 +10,9 @@
 //! | tools `web_search`, `web_search_preview`, `file_search`, `code_interpreter`, `computer`, `computer_use_preview`, `mcp`, `image_generation`, `shell`, `local_shell`, `apply_patch`, `tool_search`, `namespace`, `custom` | refused by name, and so are their items: only functions, which the client runs |
 //! | `background`, `conversation`, `prompt`, `context_management`, `moderation`, `image` | refused by name |
 //! | `truncation` other than `disabled`, `text.verbosity` other than `medium`, `reasoning.mode` other than `standard`, `reasoning.context` `all_turns`, `reasoning.effort` other than `low`, `medium`, `high` | refused by name |
-//! | parts `input_image`, `input_file`, `input_audio`; `item_reference`; a reasoning item that has `encrypted_content` alone | refused by name |
+//! | parts `input_image`, `input_file`, `input_audio`; a reasoning item that has `encrypted_content` alone | refused by name |
 //! | fields of Chat Completions such as `messages` or `max_tokens` | refused, with the name that they have here |
-//! | `previous_response_id`, `store` | the newest responses are kept in memory; an unknown id is 404 |
+//! | `previous_response_id`, `item_reference`, `store` | the newest responses are kept in memory; an unknown response is 404, an unknown item 400 |
 //! | `include` | `message.output_text.logprobs` is given; the others ask for what is there in the clear or never occurs |
 //! | `reasoning.summary` | none is written: the chain of thought itself is there |
 //! | `parallel_tool_calls`, `max_tool_calls`, a tool's `strict`, `service_tier`, `user`, `safety_identifier`, `prompt_cache_key`, `stream_options` and unknown fields | ignored |
@@ -63,7 +63,8 @@ pub async fn create(State(app): State<App>, Body(body): Body) -> Result<Response
     let (created, keeper) = (now(), app.clone());
     let made = app.blocking(move |engine| {
         let before = before.as_deref().map_or(&[][..], |stored| &stored.conversation);
-        let Request { chat, instructions, store, echo } = Request::read(&body, before)?;
+        let Request { chat, instructions, store, echo } =
+            Request::read(&body, before, &|id| keeper.responses().item(id))?;
         let conversation = store.then(|| (keeper, chat.messages[instructions..].to_vec()));
         let call = body::call(&body, chat)?;
         let answer = engine.chat(call).map_err(|error| ApiError::about(&body, error))?;

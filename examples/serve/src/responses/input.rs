@@ -11,15 +11,32 @@ use serde_json::Value;
 /// Items that the model said one after another are one message: the chain of thought that led to a
 /// call stays beside it, where the model needs it once the result is there.
 ///
+/// `kept` are items that can be named by their ids.
+///
 /// # Errors
 /// For an item or a part of one that is no text and no function call, by its name and place.
-pub(super) fn read(input: &Value, conversation: &mut Vec<Message>) -> Result<(), ApiError> {
+pub(super) fn read(
+    input: &Value,
+    conversation: &mut Vec<Message>,
+    kept: &dyn Fn(&str) -> Option<Value>,
+) -> Result<(), ApiError> {
     match input {
         Value::String(text) => conversation.push(Message::user(text)),
         Value::Array(items) => {
             let mut goes_on = false;
             for (index, value) in items.iter().enumerate() {
-                goes_on = Reader { index, value }.read(conversation, goes_on)?;
+                let reader = Reader { index, value };
+                goes_on = match reader.reference()? {
+                    None => reader.read(conversation, goes_on)?,
+                    Some(id) => {
+                        let value = &kept(id).ok_or_else(|| {
+                            reader.error(format!(
+                                "refers to {id:?}, which no response that is kept has: send the item"
+                            ))
+                        })?;
+                        Reader { index, value }.read(conversation, goes_on)?
+                    }
+                };
             }
         }
         _ => return Err(invalid("input", "is no text and no list of items")),
@@ -79,12 +96,6 @@ impl<'a> Reader<'a> {
                 conversation.push(Message::Tool(output));
                 return Ok(false);
             }
-            "item_reference" => {
-                return Err(self.error(
-                    "is an item_reference, but items are not kept by id: send the item, or \
-                     previous_response_id",
-                ));
-            }
             other => {
                 return Err(self.error(format!(
                     "is of type {other:?}, expected message, reasoning, function_call or \
@@ -99,6 +110,16 @@ impl<'a> Reader<'a> {
             _ => conversation.push(AssistantMessage { items: vec![said] }.into()),
         }
         Ok(!ends)
+    }
+
+    /// The id of the item that this one stands for, if it is no item itself.
+    fn reference(&self) -> Result<Option<&'a str>, ApiError> {
+        let has = |name: &str| self.value.get(name).is_some();
+        match self.value["type"].as_str() {
+            Some("item_reference") => self.text("id").map(Some),
+            None if has("id") && !has("role") => self.text("id").map(Some),
+            _ => Ok(None),
+        }
     }
 
     #[cold]

@@ -53,18 +53,22 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// Reads a request that goes on from `before`.
+    /// Reads a request that goes on from `before` and names `kept` items.
     ///
     /// # Errors
     /// 400 for a field of another type, and for what would change the answer and cannot be honoured, by
     /// name.
-    pub fn read(body: &Value, before: &[Message]) -> Result<Request, ApiError> {
+    pub fn read(
+        body: &Value,
+        before: &[Message],
+        kept: &dyn Fn(&str) -> Option<Value>,
+    ) -> Result<Request, ApiError> {
         fields::check(body, &[fields::RESPONSES, fields::ANYWHERE])?;
         let instructions: Option<String> = read(body, "instructions", "a string")?;
         let mut messages: Vec<Message> = instructions.iter().map(Message::developer).collect();
         let instructions = messages.len();
         messages.extend_from_slice(before);
-        input::read(&body["input"], &mut messages)?;
+        input::read(&body["input"], &mut messages, kept)?;
 
         let mut chat = ChatRequest::new(messages);
         (chat.tools, chat.tool_choice) = tools(body)?;

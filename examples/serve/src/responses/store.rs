@@ -41,6 +41,15 @@ impl Store {
         self.lock().responses.get(id).map(|(stored, _)| stored.clone())
     }
 
+    /// The item of this id, in which its response's id and its place there are.
+    pub(super) fn item(&self, id: &str) -> Option<Value> {
+        let (_, rest) = id.split_once('_')?;
+        let (response, index) = rest.rsplit_once('_')?;
+        let stored = self.get(&format!("resp_{response}"))?;
+        let item = stored.response["output"].get(index.parse::<usize>().ok()?)?;
+        (item["id"] == id).then(|| item.clone())
+    }
+
     /// Keeps a response, for which the oldest make room. One that is larger than all the room is not kept.
     pub(super) fn put(&self, stored: Stored) {
         let id = stored.response["id"].as_str().unwrap_or_default().to_owned();

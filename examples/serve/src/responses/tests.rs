@@ -11,12 +11,12 @@ use gpt_oss_puzzle::{ChatEvent, ChatRequest};
 use serde_json::{Map, Value, json};
 
 fn read(body: Value) -> ChatRequest {
-    Request::read(&body, &[]).expect("valid").chat
+    Request::read(&body, &[], &|_| None).expect("valid").chat
 }
 
 /// What a request is refused for: the field and the message.
 fn refusal(body: Value) -> (String, String) {
-    let error = Request::read(&body, &[]).expect_err("refused");
+    let error = Request::read(&body, &[], &|_| None).expect_err("refused");
     assert_eq!(error.status, 400);
     (error.param.expect("a field"), error.message)
 }
@@ -113,6 +113,18 @@ fn two_calls_at_once_are_one_turn_with_two_results() {
 }
 
 #[test]
+fn an_item_that_is_kept_can_be_named() {
+    // What the AI SDK sends in place of the items that it got.
+    let items = round("call_1");
+    let kept = |id: &str| items.iter().find(|item| item["id"] == id).cloned();
+    let reference = |id: &str| json!({"type": "item_reference", "id": id});
+    let output = items[3].clone();
+    let named = json!({"input": [reference("rs_1"), {"id": "msg_1"}, reference("fc_1"), output]});
+    let chat = Request::read(&named, &[], &kept).expect("they are kept").chat;
+    assert_eq!(chat.messages, read(json!({"input": round("call_1")})).messages);
+}
+
+#[test]
 fn an_answer_ends_its_turn() {
     let answer = |text: &str| json!({"type": "message", "role": "assistant", "phase": "final_answer", "content": text});
     let chat = read(json!({"input": [answer("One."), answer("Two.")]}));
@@ -128,7 +140,8 @@ fn a_response_goes_on_from_the_one_before() {
         "previous_response_id": "resp_1",
         "input": [{"type": "function_call_output", "call_id": "call_1", "output": "sunny"}],
     });
-    let request = Request::read(&body, &before).expect("the call is in the response before");
+    let request =
+        Request::read(&body, &before, &|_| None).expect("the call is in the response before");
     let [one, two] = before;
     let conversation = [one, two, Message::tool(&call, "sunny")];
     // Instructions are those of this request alone.

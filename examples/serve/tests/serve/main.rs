@@ -7,4 +7,5 @@ mod connections;
 mod http;
 mod metrics;
 mod refused;
+mod responses;
 mod server;
