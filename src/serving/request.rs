@@ -4,7 +4,7 @@ use super::Priority;
 use super::job::Job;
 use crate::cache::{Mark, Marks, PrefixCache, Sequence};
 use crate::generation::{CancelHandle, FinishReason, GeneratedToken, Lane, guarded};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 use std::time::{Duration, Instant};
 
 /// A request, from its call to the end of its answer.
@@ -170,7 +170,8 @@ impl Request {
             match &result {
                 Ok(()) if self.job.leads_on() => marks.end(prefix, tokens, &mut sequence),
                 Ok(()) => {}
-                Err(_) => marks.forget(prefix, tokens),
+                Err(error) if error.kind() == ErrorKind::Numeric => marks.forget(prefix, tokens),
+                Err(_) => {}
             }
         }
         let said = result.as_ref().err().map(|e| Error::new(e.kind(), e.to_string()));
