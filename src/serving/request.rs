@@ -66,6 +66,11 @@ impl Request {
         self.sequence.as_ref().map_or(0, Sequence::len)
     }
 
+    /// Pages that it holds, shared ones included.
+    pub(super) fn pages(&self) -> usize {
+        self.sequence.as_ref().map_or(0, Sequence::pages)
+    }
+
     /// Tokens that are to be fed before the next can be drawn.
     pub(super) fn left(&self) -> usize {
         self.lane().tokens().len() - self.cached()
