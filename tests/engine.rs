@@ -252,7 +252,7 @@ fn higher_priorities_go_first_and_lower_ones_go_on_with_the_same_answer() {
     let model = tiny();
     let engine = model.engine(EngineOptions::default().max_sequences(1)).unwrap();
     let options = GenerateOptions::default().sampling(SamplingParams::default().seed(5));
-    let options = options.max_tokens(300).ignore_eos();
+    let options = options.max_tokens(1000).ignore_eos();
     let alone = generated(&options);
     let mut low =
         engine.generate(&vec![7; 70], Call::new(options.clone()).priority(Priority::Low)).unwrap();
@@ -261,7 +261,6 @@ fn higher_priorities_go_first_and_lower_ones_go_on_with_the_same_answer() {
         .generate(&vec![9; 70], Call::new(options.max_tokens(20)).priority(Priority::High))
         .unwrap();
     high.by_ref().for_each(|token| assert!(token.is_ok()));
-    assert!(low.next_within(Duration::ZERO).is_ready() || engine.stats().finished == 1);
     let stats = engine.stats();
     assert!(stats.preempted >= 1, "{stats:?}");
     let low = low.finish().unwrap();

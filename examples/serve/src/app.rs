@@ -3,7 +3,7 @@
 use crate::{ApiError, App, chat, completions, metrics, models, page, responses};
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -89,6 +89,3 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let message = format!("the server panicked: {text}");
     ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
 }
-
-/// The name of a header that identifies a request.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -1,6 +1,6 @@
 //! [`ApiError`]: what went wrong, as a status and OpenAI's error object.
 
-use axum::Json;
+use crate::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use gpt_oss_puzzle::{Error, ErrorKind};

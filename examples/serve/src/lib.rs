@@ -10,6 +10,7 @@ pub mod chat;
 pub mod completions;
 pub mod error;
 pub mod fields;
+mod json;
 pub mod metrics;
 pub mod models;
 pub mod page;
@@ -20,4 +21,5 @@ pub mod sse;
 pub mod state;
 
 pub use error::ApiError;
+pub use json::Json;
 pub use state::{App, Options};

@@ -36,8 +36,9 @@ struct Args {
     /// Port to listen on; 0 picks one and prints it
     #[arg(long, default_value_t = 8000)]
     port: u16,
-    /// Key that requests below /v1 have to come with; may be given several times
-    #[arg(long, value_name = "KEY", env = "SERVE_API_KEY", hide_env_values = true)]
+    /// Key that requests below /v1 have to come with; may be given several times, and in SERVE_API_KEY, where
+    /// others on this machine do not see it
+    #[arg(long, value_name = "KEY")]
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     api_key: Vec<String>,
     /// What the model is called, by default its directory; several names are one model
@@ -50,6 +51,9 @@ struct Args {
     /// Most tokens that go through the model at once: a long prompt holds others up for as many
     #[arg(long, value_name = "TOKENS", default_value = "512")]
     max_num_batched_tokens: NonZeroUsize,
+    /// Share of a GPU's memory to take, for weights, cache and steps
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    gpu_memory_utilization: f64,
     /// Tokens of an answer that are sent together
     #[arg(long, value_name = "TOKENS", default_value = "1")]
     stream_interval: NonZeroUsize,
@@ -118,7 +122,9 @@ impl Args {
 }
 
 fn main() -> ExitCode {
-    common::exit(run(Args::parse()))
+    let mut args = Args::parse();
+    args.api_key.extend(std::env::var("SERVE_API_KEY").ok().filter(|key| !key.is_empty()));
+    common::exit(run(args))
 }
 
 fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
@@ -134,7 +140,7 @@ fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     result
 }
 
-async fn serve(args: Args) -> Result<ExitCode, Box<dyn Error>> {
+async fn serve(mut args: Args) -> Result<ExitCode, Box<dyn Error>> {
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address)
         .await
@@ -142,6 +148,8 @@ async fn serve(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     let url = url(listener.local_addr()?);
     println!("listening on {url}");
     let app = App::new(args.options());
+    let (answers, tokens) = (args.max_num_seqs.get(), args.max_num_batched_tokens.get());
+    args.load.serving = Some((answers, args.gpu_memory_utilization, tokens));
     let (failed, mut load_failed) = oneshot::channel();
     let (loading, within, has_key) = (app.clone(), args.shutdown_timeout, !args.api_key.is_empty());
     std::thread::spawn(move || {

@@ -1,8 +1,7 @@
 //! `/v1/models` and `/health`.
 
 use crate::request::unknown_model;
-use crate::{ApiError, App};
-use axum::Json;
+use crate::{ApiError, App, Json};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
