@@ -37,6 +37,9 @@ pub(crate) struct LoadArgs {
     /// Worker threads, 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     threads: usize,
+    /// For an engine: answers at once, the share of a GPU's memory, and tokens of a step.
+    #[arg(skip)]
+    pub(crate) serving: Option<(usize, f64, usize)>,
 }
 
 impl LoadArgs {
@@ -63,6 +66,9 @@ impl LoadArgs {
             .threads(self.threads);
         if let Some(tokens) = self.ctx {
             builder = builder.context(tokens.get());
+        }
+        if let Some((sequences, gpu_memory_utilization, step_tokens)) = self.serving {
+            builder = builder.serving(sequences, gpu_memory_utilization).prefill_chunk(step_tokens);
         }
         // For a GPU all weights are read.
         if self.warm || self.device != DeviceName::Cpu {

@@ -4,7 +4,7 @@ use super::Priority;
 use super::job::Job;
 use crate::cache::{Mark, Marks, PrefixCache, Sequence};
 use crate::generation::{CancelHandle, FinishReason, GeneratedToken, Lane, guarded};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 use std::time::{Duration, Instant};
 
 /// A request, from its call to the end of its answer.
@@ -64,6 +64,11 @@ impl Request {
     /// Positions that are cached.
     pub(super) fn cached(&self) -> usize {
         self.sequence.as_ref().map_or(0, Sequence::len)
+    }
+
+    /// Pages that it holds, shared ones included.
+    pub(super) fn pages(&self) -> usize {
+        self.sequence.as_ref().map_or(0, Sequence::pages)
     }
 
     /// Tokens that are to be fed before the next can be drawn.
@@ -170,7 +175,8 @@ impl Request {
             match &result {
                 Ok(()) if self.job.leads_on() => marks.end(prefix, tokens, &mut sequence),
                 Ok(()) => {}
-                Err(_) => marks.forget(prefix, tokens),
+                Err(error) if error.kind() == ErrorKind::Numeric => marks.forget(prefix, tokens),
+                Err(_) => {}
             }
         }
         let said = result.as_ref().err().map(|e| Error::new(e.kind(), e.to_string()));

@@ -3,6 +3,7 @@
 mod plan;
 
 use super::EngineOptions;
+use super::inbox::Closed;
 use super::request::Request;
 use super::stats::Stats;
 use super::timed::Timed;
@@ -227,7 +228,12 @@ impl Scheduler {
             plan.iter().filter(|c| **c > 0).count()
         );
         self.failed_steps += 1;
-        let again = |error: &Error| Error::new(error.kind(), error.to_string());
+        let lost = Closed::Lost(error.to_string());
+        let is_lost = self.failed_steps >= MOST_FAILED_STEPS && error.kind() == ErrorKind::Device;
+        let why = || match is_lost {
+            true => lost.error(),
+            false => Error::new(error.kind(), error.to_string()),
+        };
         for at in (0..plan.len()).rev().filter(|at| plan[*at] > 0) {
             let request = &mut self.running[at];
             request.failed_steps += 1;
@@ -235,16 +241,15 @@ impl Scheduler {
                 self.preempt(at);
             } else {
                 let request = self.running.remove(at);
-                self.end(request, Err(again(error)));
+                self.end(request, Err(why()));
             }
         }
-        if self.failed_steps < MOST_FAILED_STEPS || error.kind() != ErrorKind::Device {
+        if !is_lost {
             return Ok(());
         }
         self.prefix.clear();
-        let lost = again(error);
-        self.end_all(|| Err(super::inbox::Closed::Lost(lost.to_string()).error()));
-        Err(lost)
+        self.end_all(|| Err(why()));
+        Err(Error::new(error.kind(), error.to_string()))
     }
 
     fn end(&mut self, request: Request, how: Result<FinishReason>) {

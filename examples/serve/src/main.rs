@@ -51,6 +51,9 @@ struct Args {
     /// Most tokens that go through the model at once: a long prompt holds others up for as many
     #[arg(long, value_name = "TOKENS", default_value = "512")]
     max_num_batched_tokens: NonZeroUsize,
+    /// Share of a GPU's memory to take, for weights, cache and steps
+    #[arg(long, value_name = "SHARE", default_value_t = 0.9)]
+    gpu_memory_utilization: f64,
     /// Tokens of an answer that are sent together
     #[arg(long, value_name = "TOKENS", default_value = "1")]
     stream_interval: NonZeroUsize,
@@ -137,7 +140,7 @@ fn run(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     result
 }
 
-async fn serve(args: Args) -> Result<ExitCode, Box<dyn Error>> {
+async fn serve(mut args: Args) -> Result<ExitCode, Box<dyn Error>> {
     let address = SocketAddr::new(args.host, args.port);
     let listener = TcpListener::bind(address)
         .await
@@ -145,6 +148,8 @@ async fn serve(args: Args) -> Result<ExitCode, Box<dyn Error>> {
     let url = url(listener.local_addr()?);
     println!("listening on {url}");
     let app = App::new(args.options());
+    let (answers, tokens) = (args.max_num_seqs.get(), args.max_num_batched_tokens.get());
+    args.load.serving = Some((answers, args.gpu_memory_utilization, tokens));
     let (failed, mut load_failed) = oneshot::channel();
     let (loading, within, has_key) = (app.clone(), args.shutdown_timeout, !args.api_key.is_empty());
     std::thread::spawn(move || {

@@ -14,7 +14,7 @@
 //! A preempted request comes back only with room for all it had and a page more, so it advances.
 
 use super::Scheduler;
-use crate::cache::PAGE_TOKENS;
+use crate::cache::{PAGE_TOKENS, Sequence};
 use crate::serving::request::Request;
 use std::time::Instant;
 
@@ -53,23 +53,38 @@ impl Scheduler {
             let budget = plan.budget.saturating_sub(answers.len() - 1 - number).max(1);
             self.give_to(*arrival, budget, &mut plan);
         }
-        // The first prompt gets all that is left but a page, which goes to the one that is done soonest.
-        let mut prompts = arrivals(&self.running, false);
-        if prompts.len() > 1 {
-            let left = |arrival: &u64| self.place(*arrival).map(|at| self.running[at].left());
-            prompts[1..].sort_by_cached_key(left);
-        }
-        let shares = prompts.len() > 1 && plan.budget > 2 * PAGE_TOKENS;
-        for (number, arrival) in prompts.into_iter().enumerate() {
-            let budget = plan.budget - if shares && number == 0 { PAGE_TOKENS } else { 0 };
-            self.give_to(arrival, budget, &mut plan);
+        // The first prompt gets all that is left but a page, which goes to who begins now, or else to the one
+        // that is done soonest.
+        let mut others = arrivals(&self.running, false).into_iter();
+        let first = others.next();
+        let is_alone = others.len() == 0 && self.running.len() == self.options.max_sequences;
+        let shares = plan.budget > 2 * PAGE_TOKENS && !is_alone;
+        if let Some(first) = first {
+            let budget = plan.budget - if shares { PAGE_TOKENS } else { 0 };
+            self.give_to(first, budget, &mut plan);
         }
         while !plan.preempted && plan.budget > 0 {
             if !self.admit(now, &mut plan) {
                 break;
             }
         }
+        let mut others: Vec<u64> = others.collect();
+        others.sort_by_cached_key(|arrival| self.place(*arrival).map(|at| self.running[at].left()));
+        others.into_iter().for_each(|other| self.give_to(other, plan.budget, &mut plan));
+        if let Some(first) = first.filter(|_| shares && plan.budget > 0) {
+            self.top_up(first, &mut plan);
+        }
         plan.counts
+    }
+
+    /// Plans a prompt anew, with what nobody else has come for.
+    fn top_up(&mut self, arrival: u64, plan: &mut Plan) {
+        if let Some(at) = self.place(arrival) {
+            let count = std::mem::take(&mut plan.counts[at]);
+            plan.budget += count;
+            plan.reserved -= self.running[at].need(count);
+            self.give_to(arrival, plan.budget, plan);
+        }
     }
 
     /// How many tokens of a prompt go into a step: whole pages, or what is left of it, and no more than there is
@@ -152,20 +167,28 @@ impl Scheduler {
         if self.waits_for_another(head) {
             return false;
         }
-        let class = self.waiting[head].class(now, aging);
-        loop {
-            let has_place = self.running.len() < self.options.max_sequences;
-            if has_place && self.begin(head, plan) {
-                return true;
-            }
-            // Whoever is not read, or else of a lower class, makes room for it; those before it do not.
-            let may_go = |at: &usize| {
-                let other = &self.running[*at];
-                other.unread_since.is_some() || other.class(now, aging) < class
-            };
-            let Some(victim) = (0..self.running.len()).rev().find(may_go) else { return false };
+        let request = &self.waiting[head];
+        let class = request.class(now, aging);
+        // Held from here on, so that its pages do not count as evictable.
+        let sequence = self.prefix.resume(request.salt(), request.lane().tokens());
+        // Whoever is not read, or else of a lower class, makes room for it, if that is enough; those before it
+        // do not.
+        let may_go =
+            |other: &Request| other.unread_since.is_some() || other.class(now, aging) < class;
+        let layers = self.windows.layers();
+        let theirs = self.running.iter().filter(|other| may_go(other));
+        let gives: usize = theirs.map(|other| other.pages() + layers).sum();
+        if self.lacks(head, &sequence, plan) > gives {
+            return false;
+        }
+        while self.running.len() >= self.options.max_sequences
+            || self.lacks(head, &sequence, plan) > 0
+        {
+            let Some(victim) = self.running.iter().rposition(may_go) else { return false };
             self.unplan(victim, plan);
         }
+        self.begin(head, sequence, plan);
+        true
     }
 
     /// Whether a running request is about to leave a mark that the one which waits at `head` can begin from.
@@ -188,24 +211,23 @@ impl Scheduler {
         })
     }
 
-    /// Begins the waiting request at `head` and plans its first tokens, if there are pages for all that it has
+    /// Pages that the waiting request at `head` lacks to begin on `sequence`: it needs those for all that it has
     /// read and said, a page more in each layer, and a page in each layer for everybody else.
-    fn begin(&mut self, head: usize, plan: &mut Plan) -> bool {
+    fn lacks(&self, head: usize, sequence: &Sequence, plan: &Plan) -> usize {
         let request = &self.waiting[head];
-        let tokens = request.lane().tokens();
-        let (known, most) = (tokens.len(), request.most_tokens());
-        // Held from here on, so that they do not count as evictable.
-        let sequence = self.prefix.resume(request.salt(), tokens);
+        let (known, most) = (request.lane().tokens().len(), request.most_tokens());
         let held = self.windows.held(sequence.len());
         let room = self.cache.free_pages() + self.prefix.evictable();
         let others = plan.reserved + self.windows.layers() * self.running.len();
-        let fits = |chunk: usize| {
+        let lacks = |chunk: usize| {
             let all = self.windows.most(most.min(known + PAGE_TOKENS), chunk);
-            room >= all.saturating_sub(held) + others
+            (all.saturating_sub(held) + others).saturating_sub(room)
         };
-        if !fits(plan.budget.max(PAGE_TOKENS)) && !fits(PAGE_TOKENS) {
-            return false;
-        }
+        lacks(plan.budget.max(PAGE_TOKENS)).min(lacks(PAGE_TOKENS))
+    }
+
+    /// Begins the waiting request at `head` on what is cached of it, and plans its first tokens.
+    fn begin(&mut self, head: usize, sequence: Sequence, plan: &mut Plan) {
         let mut request = self.waiting.swap_remove(head);
         if !request.has_begun {
             let (prompt, cached) = (request.lane().usage().prompt_tokens, sequence.len());
@@ -222,6 +244,5 @@ impl Scheduler {
         let at = self.running.len() - 1;
         let count = self.chunk(at, plan.budget, plan.reserved);
         self.give(at, count, plan);
-        true
     }
 }
