@@ -3,8 +3,10 @@
 usage: python gguf_twin.py CHECKPOINT_DIR OUT.gguf [bf16|q8_0]
 
 Expert weights keep their MXFP4 codes and scales, norms, biases, sinks and routers become F32, dense weights are BF16 as
-they are, or Q8_0. There is no vocabulary in it, which llama-bench does not need. Every layer must have as many experts
-as the others and the released alternation of windows: llama.cpp knows one count and one pattern. Needs numpy and gguf.
+they are, or Q8_0. The vocabulary is that of the checkpoint's tokenizer.json; where there is none, as beside random
+weights, one is made up and written there, so that servers of both engines load: bytes, numbered words up to the full
+size, and harmony's special tokens. Every layer must have as many experts as the others and the released alternation of
+windows: llama.cpp knows one count and one pattern. Needs numpy and gguf.
 """
 
 import json
@@ -43,6 +45,87 @@ def mxfp4(blocks, scales):
     return np.concatenate([scales[..., None], packed], -1).reshape(*scales.shape[:-1], -1)
 
 
+# Special tokens of o200k_harmony that have a name.
+NAMED = {
+    199998: "<|startoftext|>",
+    199999: "<|endoftext|>",
+    200002: "<|return|>",
+    200003: "<|constrain|>",
+    200005: "<|channel|>",
+    200006: "<|start|>",
+    200007: "<|end|>",
+    200008: "<|message|>",
+    200012: "<|call|>",
+    200018: "<|endofprompt|>",
+}
+# How o200k splits text before merging.
+SPLIT = "|".join(
+    (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
+)
+
+
+def byte_chars():
+    """GPT-2's printable stand-ins for the 256 bytes."""
+    prints = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = (chr(256 + i) for i in range(256))
+    return [chr(byte) if byte in prints else next(rest) for byte in range(256)]
+
+
+def made_up(vocab_size):
+    """A tokenizer.json of so many tokens. One merge, because llama.cpp wants some."""
+    if vocab_size <= max(NAMED):
+        sys.exit(f"vocab_size is {vocab_size}, a vocabulary with harmony's tokens has more than {max(NAMED)}")
+    words = byte_chars()
+    space = words[32]
+    words += [space + "t", *(f"{space}w{i}" for i in range(257, min(NAMED)))]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": i, "content": NAMED.get(i, f"<|reserved_{i}|>"), **special} for i in range(min(NAMED), vocab_size)]
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": SPLIT}, "behavior": "Isolated", "invert": False}
+    return {
+        "version": "1.0",
+        "added_tokens": added,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": {word: i for i, word in enumerate(words)}, "merges": [[space, "t"]]},
+    }
+
+
+def add_vocabulary(writer, directory, vocab_size):
+    """Token i of tokenizer.json as token i; ids without a token, which the embedding's padding has, are unused."""
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        path.write_text(json.dumps(made_up(vocab_size)))
+    tokenizer = json.loads(path.read_text())
+    tokens = [f"<|unused_{i}|>" for i in range(vocab_size)]
+    kinds = [gguf.TokenType.UNUSED] * vocab_size
+    for word, i in tokenizer["model"]["vocab"].items():
+        tokens[i], kinds[i] = word, gguf.TokenType.NORMAL
+    ids = {}
+    for token in tokenizer["added_tokens"]:
+        tokens[token["id"]] = token["content"]
+        kinds[token["id"]] = gguf.TokenType.CONTROL if token["special"] else gguf.TokenType.USER_DEFINED
+        ids[token["content"]] = token["id"]
+    merges = tokenizer["model"]["merges"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-4o")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
+    writer.add_bos_token_id(ids["<|startoftext|>"])
+    writer.add_eos_token_id(ids["<|return|>"])
+    writer.add_pad_token_id(ids["<|endoftext|>"])
+    writer.add_add_bos_token(False)
+
+
 def main(directory, out, dense):
     directory = pathlib.Path(directory)
     config, tensors = json.loads((directory / "config.json").read_text()), stored(directory)
@@ -70,7 +153,7 @@ def main(directory, out, dense):
     writer.add_rope_scaling_factor(rope["factor"])
     writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    add_vocabulary(writer, directory, config["vocab_size"])
 
     def add(name, array, dtype=None):
         writer.add_tensor(name, np.ascontiguousarray(array), raw_dtype=dtype)

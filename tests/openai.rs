@@ -262,7 +262,8 @@ fn every_way_to_finish_and_every_number_has_a_name() {
         ("stop", "stop"),
         ("length", "length"),
         ("tool_calls", "tool_calls"),
-        ("cancelled", "stop"),
+        ("cancelled", "length"),
+        ("deadline", "length"),
     ] {
         let mut response = response(vec![Item::text("Hi")], reason);
         response.logprobs[0].logprob = f32::NEG_INFINITY;

@@ -14,7 +14,6 @@ mod speaking;
 #[path = "common/tokenizers.rs"]
 mod tokenizers;
 
-use gpt_oss_puzzle::ErrorKind;
 use gpt_oss_puzzle::chat::{
     AnswerError, ChatEvent, ChatRequest, ChatResponse, Format, Model, Reasoning, ReasoningCut,
 };
@@ -22,6 +21,7 @@ use gpt_oss_puzzle::generation::{FinishReason, SamplingParams};
 use gpt_oss_puzzle::harmony::{Mode, Parser, Primed, Tool, ToolChoice};
 use gpt_oss_puzzle::tokenizer::Tokenizer;
 use gpt_oss_puzzle::weights::{Checkpoint, tiny_config};
+use gpt_oss_puzzle::{EngineOptions, ErrorKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use speaking::{ENDLESS, biased, events, speaking, tiny};
@@ -636,4 +636,31 @@ fn masks_cost_little_over_the_real_vocabulary() {
     );
     assert!(costs.len() > 100, "{}", costs.len());
     assert!(median < Duration::from_millis(5), "{median:?}");
+}
+
+/// Masks are made while the model computes; each answer has its own.
+#[test]
+fn answers_follow_their_formats_in_company() {
+    for (model, other) in [(tiny(), tiny()), (speaking(), speaking())] {
+        let formats = [
+            Format::json_schema(table()),
+            Format::regex("[a-c]{3,9}!"),
+            Format::json_schema(json!({"enum": ["only"]})),
+        ];
+        let request = |seed: u64| match formats.get(seed as usize % 4) {
+            Some(format) => request(seed, format.clone()).max_tokens(250),
+            None => {
+                let mut free = request(seed, formats[0].clone()).max_tokens(40);
+                free.format = None;
+                free
+            }
+        };
+        let engine = model.engine(EngineOptions::default()).unwrap();
+        let answers: Vec<_> = (0..16).map(|seed| engine.chat(request(seed)).unwrap()).collect();
+        for (answer, seed) in answers.into_iter().zip(0..) {
+            let (answer, alone) = (answer.finish().unwrap(), other.chat(&request(seed)).unwrap());
+            assert_eq!(answer.tokens, alone.tokens, "seed {seed}");
+            assert_eq!((answer.forced, answer.message), (alone.forced, alone.message));
+        }
+    }
 }

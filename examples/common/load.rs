@@ -15,7 +15,7 @@ pub(crate) struct LoadArgs {
     /// Checkpoint directory, or owner/name on the hub; by default the small model that comes with the
     /// crate
     #[arg(long, value_name = "DIR|owner/name")]
-    model: Option<String>,
+    pub(crate) model: Option<String>,
     /// Where to run: cpu, cuda (the first GPU) or cuda:1
     #[arg(long, default_value = "cpu")]
     device: DeviceName,
@@ -29,7 +29,7 @@ pub(crate) struct LoadArgs {
     #[arg(long, default_value = "bf16")]
     kv_dtype: KvDtype,
     /// Longest conversation in tokens, by default what the model and the memory allow
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", visible_alias = "max-model-len")]
     ctx: Option<NonZeroUsize>,
     /// Read all weights before the first answer, not when they are first used
     #[arg(long)]
@@ -37,6 +37,9 @@ pub(crate) struct LoadArgs {
     /// Worker threads, 0 for one per core
     #[arg(short, long, default_value_t = 0)]
     threads: usize,
+    /// For an engine: answers at once, the share of a GPU's memory, and tokens of a step.
+    #[arg(skip)]
+    pub(crate) serving: Option<(usize, f64, usize)>,
 }
 
 impl LoadArgs {
@@ -49,7 +52,7 @@ impl LoadArgs {
                     "no --model: puzzle-tiny, a model of teaching size that knows a few hundred words. \
                      The real one: --model nvidia/gpt-oss-puzzle-88B (50 GB)"
                 );
-                PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/models/puzzle-tiny"))
+                puzzle_tiny()
             }
         };
         let started = Instant::now();
@@ -63,6 +66,9 @@ impl LoadArgs {
             .threads(self.threads);
         if let Some(tokens) = self.ctx {
             builder = builder.context(tokens.get());
+        }
+        if let Some((sequences, gpu_memory_utilization, step_tokens)) = self.serving {
+            builder = builder.serving(sequences, gpu_memory_utilization).prefill_chunk(step_tokens);
         }
         // For a GPU all weights are read.
         if self.warm || self.device != DeviceName::Cpu {
@@ -98,4 +104,11 @@ impl LoadArgs {
         );
         Ok(model)
     }
+}
+
+/// Where the small model is: below the crate, of whose folder this package may have one further down.
+fn puzzle_tiny() -> PathBuf {
+    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let dirs = package.ancestors().map(|dir| dir.join("examples/models/puzzle-tiny"));
+    dirs.into_iter().find(|dir| dir.is_dir()).unwrap_or(package)
 }

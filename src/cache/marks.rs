@@ -72,11 +72,13 @@ impl Marks {
         }
     }
 
-    /// Takes its marks back: what led to them is not to be relied on.
+    /// Takes back every mark on the lane's way, those that it began from too: what led to them is not to be
+    /// relied on, and whoever came next would begin from it again.
     pub(crate) fn forget(&mut self, prefix: &mut PrefixCache, tokens: &[u32]) {
-        for position in std::mem::take(&mut self.made) {
+        for position in (PAGE_TOKENS..=tokens.len()).step_by(PAGE_TOKENS) {
             prefix.remove(self.salt.as_deref(), tokens, position);
         }
+        self.made.clear();
         self.ahead.clear();
     }
 

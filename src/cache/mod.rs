@@ -8,19 +8,18 @@
 //! reference-counted: [`Sequence::fork`] and [`Sequence::truncate`] move no data, and a page that two
 //! sequences share is copied when one of them writes to it.
 //!
+//! Beginnings of texts stay in a prefix cache for others that begin alike. An engine carves a pool of its
+//! own out of a model's, so that nobody else takes pages that it counts on.
+//!
 //! This module accounts for pages; it does not read them. The model writes them through
 //! `ops` and reads them in attention.
 
 mod allocator;
 mod edits;
 mod marks;
-
 mod need;
-
 mod pool;
-
 mod prefix;
-
 mod sequence;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -29,11 +28,9 @@ pub(crate) mod testing;
 pub(crate) use crate::kernels::NO_PAGE;
 pub use crate::kernels::PAGE_TOKENS;
 pub(crate) use marks::Marks;
-
 pub(crate) use need::Windows;
 #[cfg(feature = "cuda")]
 pub(crate) use pool::CacheIdentity;
 pub use pool::{KvCache, KvCacheConfig, KvDtype};
-
 pub(crate) use prefix::{Mark, PrefixCache};
 pub use sequence::Sequence;

@@ -7,7 +7,7 @@ use super::room::Room;
 use crate::cache::{KvCache, KvCacheConfig, KvDtype, PrefixCache};
 use crate::generation::{GenerateOptions, GenerationConfig, StopTokens};
 use crate::harmony::{Dialect, Renderer};
-use crate::model::{Activations, DenseDtype, DeviceName, GptOss, free_memory};
+use crate::model::{Activations, DenseDtype, DeviceName, GptOss, device_memory};
 use crate::tokenizer::Tokenizer;
 use crate::weights::{Checkpoint, KvScales};
 #[cfg(feature = "hub")]
@@ -30,6 +30,8 @@ pub struct ModelBuilder {
     kv_scales: Option<Vec<KvScales>>,
     context: Option<usize>,
     sequences: usize,
+    /// Answers at once, and the share of a GPU's memory.
+    serving: Option<(usize, f64)>,
     prefill_chunk: usize,
     renderer: Option<Renderer>,
     warm: Option<Box<dyn FnMut(u64, u64) + Send>>,
@@ -71,6 +73,7 @@ impl ModelBuilder {
             kv_scales: None,
             context: None,
             sequences: 1,
+            serving: None,
             prefill_chunk: GenerateOptions::PREFILL_CHUNK,
             renderer: None,
             warm: None,
@@ -155,6 +158,16 @@ impl ModelBuilder {
         Self { sequences, ..self }
     }
 
+    /// Makes the cache as large as memory allows, for an engine that makes up to `max_sequences` answers at once:
+    /// on a GPU, `gpu_memory_utilization` of its memory (vLLM's option of that name, 0.9 there) less what others,
+    /// the weights and a step take; on the CPU, half of the memory that is available, but no more than that many
+    /// conversations of full length. [`ModelBuilder::context`] is then that of one conversation, and
+    /// [`ModelBuilder::sequences`] says nothing. An engine whose steps are longer than
+    /// [`ModelBuilder::prefill_chunk`] needs that set, too: a step's memory is kept free.
+    pub fn serving(self, max_sequences: usize, gpu_memory_utilization: f64) -> Self {
+        Self { serving: Some((max_sequences, gpu_memory_utilization)), ..self }
+    }
+
     /// Most prompt tokens that go through the model at once; 512 by default.
     pub fn prefill_chunk(self, tokens: usize) -> Self {
         Self { prefill_chunk: tokens, ..self }
@@ -214,8 +227,14 @@ impl ModelBuilder {
                 ),
             ));
         }
-        for (name, value) in [("prefill_chunk", self.prefill_chunk), ("sequences", self.sequences)]
+        let sequences = self.serving.map_or(self.sequences, |(sequences, _)| sequences);
+        if let Some((_, share)) = self.serving.filter(|(_, share)| !(*share > 0.0 && *share <= 1.0))
         {
+            return Err(Error::invalid_request(format!(
+                "gpu_memory_utilization is {share}, expected more than 0 and at most 1"
+            )));
+        }
+        for (name, value) in [("prefill_chunk", self.prefill_chunk), ("sequences", sequences)] {
             if value == 0 {
                 return Err(Error::invalid_request(format!("{name} is 0, expected at least 1")));
             }
@@ -232,18 +251,25 @@ impl ModelBuilder {
                 "a context of {context} tokens was asked for, the model's is 1 to {limit}"
             )));
         }
-        let (chunk, sequences, stored) =
-            (self.prefill_chunk, self.sequences, checkpoint.total_bytes());
+        let (chunk, stored) = (self.prefill_chunk, checkpoint.total_bytes());
         let on_device = self.dense_dtype.weight_bytes(config, stored);
+        let mapped = if checkpoint.files().is_empty() { 0 } else { stored };
         let room = Room { config, dtype: self.kv_dtype, chunk, sequences };
-        let context = match free_memory(&device)? {
-            Some(free) => room.context_on_device(self.context, on_device, free, self.device)?,
-            None => {
-                let mapped = if checkpoint.files().is_empty() { 0 } else { stored };
-                room.context_on_host(self.context, mapped)
+        let (asked, name) = (self.context, self.device);
+        let (context, pages) = match (device_memory(&device)?, self.serving) {
+            (None, None) => {
+                let context = room.context_on_host(asked, mapped);
+                (context, room.pages(context))
+            }
+            (None, Some(_)) => room.filled_on_host(asked, mapped),
+            (Some(memory), None) => {
+                let context = room.context_on_device(asked, on_device, memory.free, name)?;
+                (context, room.pages(context))
+            }
+            (Some(memory), Some((_, share))) => {
+                room.filled_on_device(asked, on_device, memory, share, name)?
             }
         };
-        let pages = room.pages(context);
         let cache = KvCacheConfig { dtype: self.kv_dtype, pages, scales: kv_scales };
         let special = tokenizer.special_tokens().ok();
         let never = special.map(|s| [s.start, s.end, s.message, s.channel, s.constrain]);

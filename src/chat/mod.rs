@@ -40,6 +40,7 @@ pub use reasoning::{Reasoning, ReasoningCut};
 pub use request::ChatRequest;
 pub use response::{ChatEvent, ChatResponse, TokenLogprob, TopLogprob};
 pub use session::ChatSession;
+pub use stop_strings::StopStrings;
 pub use stream::ChatStream;
 pub use tools::{ToolErrors, ToolLoop, ToolLoopHandle};
 pub(crate) use turn::Turn;

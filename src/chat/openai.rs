@@ -48,25 +48,34 @@ impl Envelope {
 
     /// A whole answer: a `chat.completion` object.
     ///
-    /// Its `finish_reason` is `tool_calls`, `length`, or `stop`, also for an answer that was
-    /// cancelled. A tool call that was cut off is among the `tool_calls`, as with OpenAI: beside
-    /// `length` the last one's arguments need not be whole. `logprobs` are those of every generated
-    /// token, control tokens and chain of thought included.
+    /// Its `finish_reason` is `stop`, `tool_calls`, or `length`, also for an answer that was cancelled or
+    /// whose deadline passed: clients take `stop` for a whole answer. A tool call that was cut off is among
+    /// the `tool_calls`, as with OpenAI: beside `length` the last one's arguments need not be whole.
+    /// `logprobs` are those of every generated token, control tokens and chain of thought included.
     pub fn completion(&self, response: &ChatResponse) -> Value {
-        let mut message = assistant(&response.message);
-        message.insert("refusal".into(), Value::Null);
-        let choice = json!({
-            "index": 0,
-            "message": message,
-            "logprobs": logprobs(response.logprobs.iter().map(logprob).collect()),
-            "finish_reason": finish_reason(&response.finish_reason),
-        });
-        self.object("chat.completion", vec![choice], [("usage", usage(&response.usage))])
+        self.completion_of(std::slice::from_ref(response))
+    }
+
+    /// Several answers to one request, its choices. The prompt's tokens are counted once.
+    pub fn completion_of(&self, responses: &[ChatResponse]) -> Value {
+        let choice = |(index, response): (usize, &ChatResponse)| {
+            let mut message = assistant(&response.message);
+            message.insert("refusal".into(), Value::Null);
+            json!({
+                "index": index,
+                "message": message,
+                "logprobs": logprobs(response.logprobs.iter().map(logprob).collect()),
+                "finish_reason": finish_reason(&response.finish_reason),
+            })
+        };
+        let choices = responses.iter().enumerate().map(choice).collect();
+        let usage = usage_of(responses.iter().map(|response| &response.usage));
+        self.object("chat.completion", choices, [("usage", usage)])
     }
 
     /// The same as a stream of `chat.completion.chunk` objects.
     pub fn chunks(&self) -> Chunks {
-        Chunks { envelope: self.clone(), ..Chunks::default() }
+        Chunks { envelope: self.clone(), include_usage: false, choices: vec![Choice::default()] }
     }
 
     fn object<const N: usize>(
@@ -84,16 +93,24 @@ impl Envelope {
     }
 }
 
-/// Turns the events of one answer into chunks. What a client accumulates from them is what
+/// Turns the events of an answer into chunks. What a client accumulates from them is what
 /// [`Envelope::completion`] gives for the whole answer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Chunks {
     envelope: Envelope,
     include_usage: bool,
+    choices: Vec<Choice>,
+}
+
+/// What has become of one of the answers.
+#[derive(Clone, Debug, Default)]
+struct Choice {
     started: bool,
     joiner: Joiner,
     /// Of tokens that have completed no text yet.
     logprobs: Vec<Value>,
+    /// Once it has ended.
+    usage: Option<Usage>,
 }
 
 impl Chunks {
@@ -102,14 +119,62 @@ impl Chunks {
         Self { include_usage: true, ..self }
     }
 
+    /// Chunks of `n` answers to one request, for [`Chunks::push_to`]; what a client accumulates is then
+    /// what [`Envelope::completion_of`] gives. Token counts come after all have ended.
+    pub fn choices(self, n: usize) -> Self {
+        Self { choices: vec![Choice::default(); n], ..self }
+    }
+
     /// The chunks that are due after the answer's next event, most often one.
     pub fn push(&mut self, event: &ChatEvent) -> Vec<Value> {
+        self.push_to(0, event)
+    }
+
+    /// The chunks that are due after the next event of answer `index`; none when there is no such answer.
+    pub fn push_to(&mut self, index: usize, event: &ChatEvent) -> Vec<Value> {
+        let Some(choice) = self.choices.get_mut(index) else { return Vec::new() };
         let mut chunks = Vec::new();
-        if !std::mem::replace(&mut self.started, true) {
+        let mut chunk = |delta: Value, logprobs: Value, finish_reason: Value| {
+            let choice = json!({
+                "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason,
+            });
+            let mut chunk = self.envelope.object("chat.completion.chunk", vec![choice], []);
+            if self.include_usage {
+                chunk["usage"] = Value::Null;
+            }
+            chunks.push(chunk);
+        };
+        // The first chunk has a role alone: it comes before the first token.
+        if !std::mem::replace(&mut choice.started, true) {
             let first = json!({"role": "assistant", "content": null, "refusal": null});
-            chunks.push(self.chunk(first, Value::Null));
+            chunk(first, Value::Null, Value::Null);
         }
-        let delta = match event {
+        match event {
+            ChatEvent::Logprob(token) => choice.logprobs.push(logprob(token)),
+            ChatEvent::Finish { reason, usage, .. } => {
+                chunk(json!({}), choice.take_logprobs(), finish_reason(reason).into());
+                choice.usage = Some(*usage);
+                let ended: Option<Vec<&Usage>> =
+                    self.choices.iter().map(|choice| choice.usage.as_ref()).collect();
+                if let Some(counts) = ended.filter(|_| self.include_usage) {
+                    let fields = [("usage", usage_of(counts))];
+                    chunks.push(self.envelope.object("chat.completion.chunk", vec![], fields));
+                }
+            }
+            event => {
+                if let Some(delta) = choice.delta(event) {
+                    chunk(delta, choice.take_logprobs(), Value::Null);
+                }
+            }
+        }
+        chunks
+    }
+}
+
+impl Choice {
+    /// What an event adds to the message.
+    fn delta(&mut self, event: &ChatEvent) -> Option<Value> {
+        Some(match event {
             ChatEvent::Reasoning(text) => {
                 json!({"reasoning_content": self.joiner.join(Part::Reasoning, text)})
             }
@@ -124,35 +189,12 @@ impl Chunks {
             ChatEvent::ToolCallDelta { index, arguments } => {
                 json!({"tool_calls": [{"index": index, "function": {"arguments": arguments}}]})
             }
-            ChatEvent::Logprob(token) => {
-                self.logprobs.push(logprob(token));
-                return chunks;
-            }
-            ChatEvent::Finish { reason, usage: counts, .. } => {
-                chunks.push(self.chunk(json!({}), finish_reason(reason).into()));
-                if self.include_usage {
-                    let fields = [("usage", usage(counts))];
-                    chunks.push(self.envelope.object("chat.completion.chunk", vec![], fields));
-                }
-                return chunks;
-            }
-            _ => return chunks,
-        };
-        chunks.push(self.chunk(delta, Value::Null));
-        chunks
+            _ => return None,
+        })
     }
 
-    fn chunk(&mut self, delta: Value, finish_reason: Value) -> Value {
-        // The first chunk has a role alone: it comes before the first token.
-        let logprobs = logprobs(std::mem::take(&mut self.logprobs));
-        let choice = json!({
-            "index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason,
-        });
-        let mut chunk = self.envelope.object("chat.completion.chunk", vec![choice], []);
-        if self.include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
+    fn take_logprobs(&mut self) -> Value {
+        logprobs(std::mem::take(&mut self.logprobs))
     }
 }
 
@@ -246,12 +288,23 @@ fn tool_call(id: &str, name: &str, arguments: &str) -> Value {
 fn finish_reason(reason: &FinishReason) -> &'static str {
     match reason {
         FinishReason::ToolCalls => "tool_calls",
-        FinishReason::Length => "length",
-        _ => "stop",
+        FinishReason::Length | FinishReason::Cancelled | FinishReason::Deadline => "length",
+        FinishReason::Stop | FinishReason::StopSequence(_) => "stop",
     }
 }
 
-fn usage(usage: &Usage) -> Value {
+/// Of answers to one prompt, which is counted once; what of it was cached when none had read it yet.
+fn usage_of<'a>(answers: impl IntoIterator<Item = &'a Usage>) -> Value {
+    let sum = |sum: Usage, usage: &Usage| {
+        let mut sum = sum;
+        sum.cached_tokens = sum.cached_tokens.min(usage.cached_tokens);
+        sum.completion_tokens += usage.completion_tokens;
+        sum.reasoning_tokens += usage.reasoning_tokens;
+        sum
+    };
+    let mut answers = answers.into_iter();
+    let first = answers.next().copied().unwrap_or_default();
+    let usage = answers.fold(first, sum);
     json!({
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -1,17 +1,18 @@
 //! How long a conversation may be: what weights and cache take of the memory there is.
 
 use crate::cache::{KvCache, KvDtype, PAGE_TOKENS};
-use crate::model::{DeviceName, workspace};
+use crate::model::{DeviceMemory, DeviceName, workspace};
 use crate::{Error, ErrorKind, ModelConfig, Result};
 
-/// Forks of a sequence that the cache has room for beside it: the boundaries of a conversation that
-/// a [`super::ChatSession`] can go back to.
-pub(super) const FORKS: usize = 4;
+/// Marks that the cache has room for beside a conversation, see [`crate::cache`]: places of it that others, or its
+/// own next turn, can go on from.
+const MARKS: usize = 4;
 
 /// The context below which memory is not looked at.
 const SMALL_CONTEXT: usize = 4096;
 
 /// What cache pages conversations take.
+#[derive(Clone, Copy)]
 pub(super) struct Room<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) dtype: KvDtype,
@@ -20,11 +21,11 @@ pub(super) struct Room<'a> {
 }
 
 impl Room<'_> {
-    /// Pages of all conversations, of `context` tokens and with [`FORKS`] each.
+    /// Pages of all conversations, of `context` tokens and with [`MARKS`] each.
     pub(super) fn pages(&self, context: usize) -> usize {
         let one = KvCache::pages_for(self.config, context, self.chunk);
-        let forks = FORKS.saturating_mul(pages_to_fork(self.config, context, self.chunk));
-        self.sequences.saturating_mul(one.saturating_add(forks))
+        let marks = MARKS.saturating_mul(pages_of_a_mark(self.config, context, self.chunk));
+        self.sequences.saturating_mul(one.saturating_add(marks))
     }
 
     fn bytes(&self, context: usize) -> u64 {
@@ -40,6 +41,42 @@ impl Room<'_> {
             // Weights in mapped files count as available until they are read.
             Some(available) => self.context_within(available.saturating_sub(weights) / 2),
         })
+    }
+
+    /// The context of one conversation in host memory, and the pages of as many as there is memory for.
+    pub(super) fn filled_on_host(&self, asked: Option<usize>, weights: u64) -> (usize, usize) {
+        let one = Room { sequences: 1, ..*self };
+        let context = one.context_on_host(asked, weights);
+        let fits = available_memory()
+            .map_or(usize::MAX, |available| self.pages_in(available.saturating_sub(weights) / 2));
+        (context, self.pages(context).min(fits).max(one.pages(context)))
+    }
+
+    /// The context of one conversation on a device, and all the pages that a `share` of its memory has room for.
+    pub(super) fn filled_on_device(
+        &self,
+        asked: Option<usize>,
+        weights: u64,
+        memory: DeviceMemory,
+        share: f64,
+        device: DeviceName,
+    ) -> Result<(usize, usize)> {
+        let others = memory.total.saturating_sub(memory.free);
+        let ours = ((memory.total as f64 * share) as u64).saturating_sub(others);
+        // What more sequences take in a step, as if it were weights.
+        let step = |sequences| workspace(self.config, self.chunk.max(sequences), sequences);
+        let fixed = weights.saturating_add(step(self.sequences).saturating_sub(step(1)));
+        let one = Room { sequences: 1, ..*self };
+        let context = one.context_on_device(asked, fixed, ours, device)?;
+        let left = ours.saturating_sub(fixed).saturating_sub(step(1));
+        Ok((context, self.pages_in(left).max(one.pages(context))))
+    }
+
+    /// How many pages take so many bytes.
+    fn pages_in(&self, bytes: u64) -> usize {
+        let pages = bytes / KvCache::page_bytes(self.config, self.dtype) as u64;
+        // Page numbers have 32 bits.
+        pages.min(u64::from(u32::MAX - 1)) as usize
     }
 
     /// The context on a device with `free` bytes, `weights` of which the weights take: what was asked
@@ -102,9 +139,9 @@ impl Room<'_> {
     }
 }
 
-/// Pages that a fork and its origin hold apart once they have gone on differently: what the windows
-/// cover, and a partly filled page per layer. Layers without a window share the rest for good.
-pub(super) fn pages_to_fork(config: &ModelConfig, context: usize, chunk: usize) -> usize {
+/// Pages that a mark holds beside those of the conversation that goes on from it: what the windows cover, and a
+/// page per layer. Layers without a window share the rest for good.
+fn pages_of_a_mark(config: &ModelConfig, context: usize, chunk: usize) -> usize {
     let full = config.block_configs.iter().filter(|b| b.sliding_window.is_none()).count();
     KvCache::pages_for(config, context, chunk) - full * context.div_ceil(PAGE_TOKENS)
         + config.num_hidden_layers()
@@ -156,6 +193,23 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::Device);
             assert!(error.to_string().ends_with("which leaves no context"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_engine_has_the_pages_that_its_share_of_a_device_has_room_for() {
+        let config = ModelConfig::puzzle_88b();
+        let room = Room { sequences: 64, ..room(&config) };
+        let memory = DeviceMemory { free: 78 * GB, total: 80 * GB };
+        let fill = |share| room.filled_on_device(None, 50 * GB, memory, share, DeviceName::Cuda(0));
+        let page = KvCache::page_bytes(&config, KvDtype::Fp8) as u64;
+        let (context, pages) = fill(0.9).unwrap();
+        assert_eq!(context, 131_072);
+        // 90 % of 80 GB, 2 of which are others'.
+        let taken = 2 * GB + 50 * GB + workspace(&config, 512, 64) + pages as u64 * page;
+        assert!((72 * GB - page..=72 * GB).contains(&taken), "{taken}");
+        assert!(fill(1.0).unwrap().1 > pages);
+        assert!(fill(0.66).unwrap().0 < 131_072, "less than one conversation of full length");
+        assert_eq!(fill(0.6).unwrap_err().kind(), ErrorKind::Device);
     }
 
     #[test]

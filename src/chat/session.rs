@@ -146,6 +146,13 @@ impl SessionState {
         }
     }
 
+    /// The numbers went wrong: what led to them is not to be gone on from.
+    pub(super) fn distrust(&mut self, model: &Model, turn: &Turn) {
+        if let Some(mut marks) = self.marks.take() {
+            marks.forget(&mut model.prefix_cache(), turn.lane().tokens());
+        }
+    }
+
     /// Takes over what a turn leaves.
     pub(super) fn settle(&mut self, model: &Model, turn: &Turn, sequence: &mut Sequence) {
         let tokens = turn.lane().tokens();

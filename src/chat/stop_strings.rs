@@ -3,8 +3,20 @@
 use crate::{Error, Result};
 
 /// Looks for stop strings in a text that arrives in pieces. What may still become one is held back.
-#[derive(Debug)]
-pub(super) struct StopStrings {
+///
+/// Chats have one of their own, see [`super::ChatRequest::stop`]; this is for texts of raw prompts.
+///
+/// ```
+/// use gpt_oss_puzzle::chat::StopStrings;
+///
+/// let mut watch = StopStrings::new(&["END".into()])?;
+/// assert_eq!(watch.push("one E"), "one ");
+/// assert_eq!(watch.push("ND two"), "");
+/// assert_eq!(watch.found(), Some("END"));
+/// # Ok::<(), gpt_oss_puzzle::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct StopStrings {
     stops: Vec<String>,
     /// Text not passed on yet: it may be the beginning of a stop string.
     held: String,
@@ -12,9 +24,11 @@ pub(super) struct StopStrings {
 }
 
 impl StopStrings {
+    /// Looks for these.
+    ///
     /// # Errors
     /// `InvalidRequest` for an empty stop string, which would end every answer at once.
-    pub(super) fn new(stops: &[String]) -> Result<StopStrings> {
+    pub fn new(stops: &[String]) -> Result<StopStrings> {
         if let Some(index) = stops.iter().position(String::is_empty) {
             return Err(Error::invalid_request(format!(
                 "stop string {index} of {} is empty (\"\"), expected at least one character",
@@ -28,7 +42,7 @@ impl StopStrings {
     ///
     /// The stop string that is complete first counts, and of several the longest: so that the pieces
     /// the text comes in do not matter.
-    pub(super) fn push(&mut self, text: &str) -> String {
+    pub fn push(&mut self, text: &str) -> String {
         if self.found.is_some() {
             return String::new();
         }
@@ -57,12 +71,12 @@ impl StopStrings {
     }
 
     /// The end of a message: what was held back is text after all.
-    pub(super) fn flush(&mut self) -> String {
+    pub fn flush(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
     /// The stop string that came up.
-    pub(super) fn found(&self) -> Option<&str> {
+    pub fn found(&self) -> Option<&str> {
         self.found.as_deref()
     }
 }

@@ -5,7 +5,7 @@ use super::turn::Turn;
 use super::{ChatEvent, ChatResponse, Model};
 use crate::cache::Sequence;
 use crate::generation::{CancelHandle, Feed, Timings, Usage, advance};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 use std::iter::FusedIterator;
 
 /// An answer while it is made: an iterator of [`ChatEvent`]s, the last of which is
@@ -115,6 +115,11 @@ impl Iterator for ChatStream<'_> {
             if let Err(error) = self.advance() {
                 self.ended = true;
                 self.turn.clear();
+                if let Some(session) =
+                    self.session.as_mut().filter(|_| error.kind() == ErrorKind::Numeric)
+                {
+                    session.distrust(self.model, &self.turn);
+                }
                 return Some(Err(error));
             }
         }

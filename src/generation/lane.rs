@@ -212,7 +212,7 @@ impl Lane {
 
     /// The next tokens for a sequence that holds `cached` of them, at most `most`, and which rows of logits to
     /// ask for.
-    pub(super) fn to_feed(&mut self, cached: usize, most: usize) -> (&[u32], LogitRows) {
+    pub(super) fn next_tokens(&mut self, cached: usize, most: usize) -> (&[u32], LogitRows) {
         let now = Instant::now();
         self.started.get_or_insert(now);
         self.prefill_started.get_or_insert(now);

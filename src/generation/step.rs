@@ -76,7 +76,7 @@ pub(crate) fn step(
     let (mut sequences, mut drives, mut drawing) = (Vec::new(), Vec::new(), Vec::new());
     for (number, feed) in feeds.iter_mut().enumerate() {
         let cached = feed.sequence.len();
-        let (tokens, rows) = feed.drive.lane_mut().to_feed(cached, feed.most);
+        let (tokens, rows) = feed.drive.lane_mut().next_tokens(cached, feed.most);
         batch.push(number, cached, tokens, rows);
         if rows == LogitRows::Last {
             let drive: &mut dyn Drive = feed.drive;

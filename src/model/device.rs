@@ -74,12 +74,22 @@ impl DeviceName {
     }
 }
 
-/// Bytes that can be allocated on `device`; `None` for the CPU, of which the system must be asked.
-pub(crate) fn free_memory(device: &Device) -> Result<Option<u64>> {
+/// Memory of a device, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceMemory {
+    /// What can be allocated.
+    pub(crate) free: u64,
+    /// All that it has.
+    pub(crate) total: u64,
+}
+
+/// The memory of `device`; `None` for the CPU, of which the system must be asked.
+pub(crate) fn device_memory(device: &Device) -> Result<Option<DeviceMemory>> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => {
-            Ok(Some(crate::kernels::cuda::free_memory(&device.cuda_stream())?.0))
+            let (free, total) = crate::kernels::cuda::free_memory(&device.cuda_stream())?;
+            Ok(Some(DeviceMemory { free, total }))
         }
         _ => Ok(None),
     }

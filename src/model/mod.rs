@@ -39,7 +39,7 @@ pub use batch::{Batch, LogitRows};
 pub use candle_core::{DType, Device, Tensor};
 pub use dense_dtype::DenseDtype;
 pub use device::DeviceName;
-pub(crate) use device::{free_memory, workspace};
+pub(crate) use device::{DeviceMemory, device_memory, workspace};
 
 use crate::cache::{KvCache, Sequence};
 use crate::kernels::cpu::Cpu;

@@ -181,6 +181,13 @@ impl<E: Event> Answer<E> {
     }
 }
 
+#[cfg(test)]
+impl<E: Event> Answer<E> {
+    pub(super) fn queue(&self) -> &Queue<E> {
+        &self.queue
+    }
+}
+
 impl<E: Event> std::fmt::Debug for Answer<E> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Answer").field("ended", &self.ended).finish_non_exhaustive()
@@ -282,10 +289,13 @@ impl<E: Event> Queue<E> {
         self.tell(waker);
     }
 
-    /// Ends the answer.
-    pub(super) fn end(&self, end: Result<E::Whole>) {
+    /// Ends the answer, after these events. Whoever is woken up and panics finds it ended.
+    pub(super) fn end(&self, events: impl Iterator<Item = E>, end: Result<E::Whole>) {
         let waker = {
             let mut state = self.lock();
+            if !state.dropped {
+                state.events.extend(events);
+            }
             state.end.get_or_insert(end);
             state.waker.take()
         };
@@ -315,6 +325,14 @@ impl<E: Event> Queue<E> {
     /// What is in it is plain data: a panic elsewhere while it was held leaves it consistent.
     fn lock(&self) -> MutexGuard<'_, State<E>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+impl<E: Event> Queue<E> {
+    /// Has `waker` be told of what comes next, as a task that waits for it does.
+    pub(super) fn wake_next(&self, waker: Waker) {
+        self.lock().waker = Some(waker);
     }
 }
 

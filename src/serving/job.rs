@@ -199,12 +199,11 @@ impl<D: Tells> Job for Told<D> {
     }
 
     fn conclude(mut self: Box<Self>, result: Result<()>) {
-        self.concluded = true;
         // An answer that failed is told of as far as it came.
         self.collect();
-        self.queue.send(self.held.drain(..));
         let whole = result.and_then(|()| self.drive.whole().ok_or_else(stopped));
-        self.queue.end(whole);
+        self.concluded = true;
+        self.queue.end(self.held.drain(..), whole);
     }
 }
 
@@ -212,7 +211,7 @@ impl<D: Tells> Drop for Told<D> {
     /// Nobody is left to make it.
     fn drop(&mut self) {
         if !self.concluded {
-            self.queue.end(Err(stopped()));
+            self.queue.end(std::iter::empty(), Err(stopped()));
         }
     }
 }

@@ -4,7 +4,7 @@ use super::Priority;
 use super::job::Job;
 use crate::cache::{Mark, Marks, PrefixCache, Sequence};
 use crate::generation::{CancelHandle, FinishReason, GeneratedToken, Lane, guarded};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 use std::time::{Duration, Instant};
 
 /// A request, from its call to the end of its answer.
@@ -64,6 +64,11 @@ impl Request {
     /// Positions that are cached.
     pub(super) fn cached(&self) -> usize {
         self.sequence.as_ref().map_or(0, Sequence::len)
+    }
+
+    /// Pages that it holds, shared ones included.
+    pub(super) fn pages(&self) -> usize {
+        self.sequence.as_ref().map_or(0, Sequence::pages)
     }
 
     /// Tokens that are to be fed before the next can be drawn.
@@ -133,17 +138,17 @@ impl Request {
         }
     }
 
-    /// Takes a token and those that follow it of themselves, and tells of them.
-    pub(super) fn follow(&mut self, token: GeneratedToken) -> Result<()> {
+    /// Takes the token that was drawn, if one was, and those that follow of themselves, and tells of them.
+    pub(super) fn follow(&mut self, drawn: Option<GeneratedToken>) -> Result<()> {
         let job = &mut self.job;
         guarded(|| {
-            let mut next = Some(token);
-            while let Some(token) = next {
+            if let Some(token) = drawn {
                 job.follow(token)?;
-                next = match job.is_done() {
-                    true => None,
-                    false => job.lane_mut().take_forced(),
-                };
+            }
+            while !job.is_done()
+                && let Some(token) = job.lane_mut().take_forced()
+            {
+                job.follow(token)?;
             }
             job.deliver();
             Ok(())
@@ -170,7 +175,8 @@ impl Request {
             match &result {
                 Ok(()) if self.job.leads_on() => marks.end(prefix, tokens, &mut sequence),
                 Ok(()) => {}
-                Err(_) => marks.forget(prefix, tokens),
+                Err(error) if error.kind() == ErrorKind::Numeric => marks.forget(prefix, tokens),
+                Err(_) => {}
             }
         }
         let said = result.as_ref().err().map(|e| Error::new(e.kind(), e.to_string()));

@@ -1,28 +1,17 @@
-//! [`Scheduler`]: which requests run, and what goes into the next step.
-//!
-//! Pages are accounted for exactly: all that the engine has are its own, and nothing takes any between the plan
-//! of a step and the step. With `G` tokens a page, a request needs at most `most(T, G)` pages to get to its end
-//! at `T` tokens; one that needs more than there are is refused when it comes. That nothing waits for ever:
-//!
-//! 1. The first running request, by priority and then arrival, is never preempted by another: who needs pages
-//!    takes them from those behind it.
-//! 2. It can always go on by a page of tokens, since all others can be preempted and all marks evicted. So
-//!    it ends.
-//! 3. Priorities rise with age while arrival stays, so finitely many requests ever stand before another. The
-//!    first of all is running, or is the next to be admitted, and with nothing running it fits.
-//!
-//! A preempted request comes back only with room for all it had and a page more, so it advances.
+//! [`Scheduler`]: the requests of an engine, and one turn of its thread.
+
+mod plan;
 
 use super::EngineOptions;
+use super::inbox::Closed;
 use super::request::Request;
 use super::stats::Stats;
-use crate::cache::{KvCache, PAGE_TOKENS, PrefixCache, Sequence, Windows};
+use super::timed::Timed;
+use crate::cache::{KvCache, PrefixCache, Windows};
 use crate::generation::{Feed, FinishReason, Forward, GeneratedToken, guarded, step};
-use crate::model::{Batch, Draw, Tensor};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The requests of an engine and what they share.
 pub(super) struct Scheduler {
@@ -69,7 +58,14 @@ impl Scheduler {
     pub(super) fn add(&mut self, mut request: Request) {
         request.arrival = self.arrivals;
         self.arrivals += 1;
-        self.waiting.push(request);
+        // An answer may have to begin with tokens that need no step.
+        let followed = request.follow(None);
+        self.stats.completion_tokens += request.lane().usage().completion_tokens as u64;
+        match followed {
+            Ok(()) if request.job.is_done() => self.end(request, Ok(FinishReason::Stop)),
+            Ok(()) => self.waiting.push(request),
+            Err(error) => self.end(request, Err(error)),
+        }
     }
 
     /// Whether there is no request.
@@ -132,7 +128,7 @@ impl Scheduler {
             return Ok(false);
         }
         let model = Arc::clone(&self.model);
-        let model = Timed { model: &*model, nanoseconds: AtomicU64::default() };
+        let model = Timed::new(&*model);
         let mut feeds = Vec::new();
         for (request, &count) in self.running.iter_mut().zip(&plan).filter(|(_, count)| **count > 0)
         {
@@ -142,7 +138,7 @@ impl Scheduler {
             }
         }
         let outcomes = guarded(|| step(&model, &mut feeds));
-        let in_model = Duration::from_nanos(model.nanoseconds.into_inner());
+        let in_model = model.spent();
         match outcomes {
             Ok(outcomes) => self.take(outcomes, &plan),
             Err(error) => self.fail(&error, &plan)?,
@@ -189,200 +185,6 @@ impl Scheduler {
         }
     }
 
-    /// How many tokens of each running request go into the next step.
-    fn plan(&mut self, now: Instant) -> Vec<usize> {
-        let aging = self.options.aging;
-        self.running.sort_by_key(|request| request.rank(now, aging));
-        let mut plan = Plan {
-            counts: vec![0; self.running.len()],
-            budget: self.options.max_step_tokens,
-            reserved: 0,
-            preempted: false,
-        };
-        let goes_on =
-            |r: &Request, decodes: bool| r.unread_since.is_none() && r.is_decoding() == decodes;
-
-        let arrivals = |running: &[Request], decodes: bool| -> Vec<u64> {
-            running.iter().filter(|r| goes_on(r, decodes)).map(|r| r.arrival).collect()
-        };
-        let answers = arrivals(&self.running, true);
-        for (number, arrival) in answers.iter().enumerate() {
-            // A token is left for each that follows.
-            let budget = plan.budget.saturating_sub(answers.len() - 1 - number).max(1);
-            self.give_to(*arrival, budget, &mut plan);
-        }
-        // The first prompt gets all that is left but a page, which goes to the one that is done soonest.
-        let mut prompts = arrivals(&self.running, false);
-        if prompts.len() > 1 {
-            let left = |arrival: &u64| self.place(*arrival).map(|at| self.running[at].left());
-            prompts[1..].sort_by_cached_key(left);
-        }
-        let shares = prompts.len() > 1 && plan.budget > 2 * PAGE_TOKENS;
-        for (number, arrival) in prompts.into_iter().enumerate() {
-            let budget = plan.budget - if shares && number == 0 { PAGE_TOKENS } else { 0 };
-            self.give_to(arrival, budget, &mut plan);
-        }
-        while !plan.preempted && plan.budget > 0 {
-            if !self.admit(now, &mut plan) {
-                break;
-            }
-        }
-        plan.counts
-    }
-
-    /// How many tokens of a prompt go into a step: whole pages, or what is left of it, and no more than there is
-    /// room for, but a page.
-    fn chunk(&self, at: usize, budget: usize, reserved: usize) -> usize {
-        let request = &self.running[at];
-        let (left, cached) = (request.left(), request.cached());
-        let to_page = PAGE_TOKENS - cached % PAGE_TOKENS;
-        let room = (self.cache.free_pages() + self.prefix.evictable()).saturating_sub(reserved);
-        let mut count = left.min(budget);
-        if count < left && count > to_page {
-            count -= (cached + count) % PAGE_TOKENS;
-        }
-        while count > to_page && request.need(count) > room {
-            count = to_page + (count - 1 - to_page) / PAGE_TOKENS * PAGE_TOKENS;
-        }
-        count
-    }
-
-    /// Where the request is among those that run.
-    fn place(&self, arrival: u64) -> Option<usize> {
-        self.running.iter().position(|request| request.arrival == arrival)
-    }
-
-    /// Plans at most `budget` tokens of a request, unless another has taken its place.
-    fn give_to(&mut self, arrival: u64, budget: usize, plan: &mut Plan) {
-        if let Some(at) = self.place(arrival) {
-            let count = self.chunk(at, budget.min(plan.budget), plan.reserved);
-            if count > 0 {
-                self.give(at, count, plan);
-            }
-        }
-    }
-
-    /// Plans `count` tokens of the request at `at`, for which those behind it may have to go, or it itself.
-    fn give(&mut self, at: usize, count: usize, plan: &mut Plan) {
-        loop {
-            let need = self.running[at].need(count);
-            if self.prefix.make_free(plan.reserved + need) {
-                plan.counts[at] = count;
-                plan.budget -= count;
-                plan.reserved += need;
-                return;
-            }
-            // Who is not read goes first, then the last; nobody who is before this one.
-            let is_paused = |at: &usize| self.running[*at].unread_since.is_some();
-            let paused = (at + 1..self.running.len()).rev().find(is_paused);
-            let victim = paused.unwrap_or(self.running.len() - 1);
-            self.unplan(victim, plan);
-            if victim <= at {
-                return;
-            }
-        }
-    }
-
-    /// Takes the place of a running request in this step, and its pages.
-    fn unplan(&mut self, at: usize, plan: &mut Plan) {
-        let count = plan.counts.remove(at);
-        plan.budget += count;
-        plan.reserved -= self.running[at].need(count);
-        plan.preempted = true;
-        self.preempt(at);
-    }
-
-    /// Takes the pages of a running request, which goes on later.
-    fn preempt(&mut self, at: usize) {
-        let mut request = self.running.remove(at);
-        request.leave();
-        self.stats.preempted += 1;
-        self.waiting.push(request);
-    }
-
-    /// Lets the first of those that wait begin, if there is room for it.
-    fn admit(&mut self, now: Instant, plan: &mut Plan) -> bool {
-        let aging = self.options.aging;
-        let ready = (0..self.waiting.len()).filter(|at| self.waiting[*at].unread_since.is_none());
-        let Some(head) = ready.min_by_key(|at| self.waiting[*at].rank(now, aging)) else {
-            return false;
-        };
-        if self.waits_for_another(head) {
-            return false;
-        }
-        let class = self.waiting[head].class(now, aging);
-        loop {
-            let has_place = self.running.len() < self.options.max_sequences;
-            if has_place && self.begin(head, plan) {
-                return true;
-            }
-            // Whoever is not read, or else of a lower class, makes room for it; those before it do not.
-            let may_go = |at: &usize| {
-                let other = &self.running[*at];
-                other.unread_since.is_some() || other.class(now, aging) < class
-            };
-            let Some(victim) = (0..self.running.len()).rev().find(may_go) else { return false };
-            self.unplan(victim, plan);
-        }
-    }
-
-    /// Whether a running request is about to leave a mark that the one which waits at `head` can begin from.
-    fn waits_for_another(&self, head: usize) -> bool {
-        let head = &self.waiting[head];
-        let tokens = head.lane().tokens();
-        let most = tokens.len().saturating_sub(1);
-        let mut cached = None;
-        self.running.iter().filter(|other| other.unread_since.is_none()).any(|other| {
-            let Some(marks) = &other.marks else { return false };
-            let Some(last) = marks.ahead().filter(|at| *at <= most).last() else { return false };
-            if other.salt() != head.salt() || last > other.lane().tokens().len() {
-                return false;
-            }
-            let common =
-                tokens.iter().zip(other.lane().tokens()).take_while(|(a, b)| a == b).count();
-            let reached = marks.ahead().filter(|at| *at <= common.min(most)).last();
-            let cached = *cached.get_or_insert_with(|| self.prefix.cached(head.salt(), tokens));
-            reached.is_some_and(|reached| reached > cached)
-        })
-    }
-
-    /// Begins the waiting request at `head` and plans its first tokens, if there are pages for all that it has
-    /// read and said, a page more in each layer, and a page in each layer for everybody else.
-    fn begin(&mut self, head: usize, plan: &mut Plan) -> bool {
-        let request = &self.waiting[head];
-        let tokens = request.lane().tokens();
-        let (known, most) = (tokens.len(), request.most_tokens());
-        // Held from here on, so that they do not count as evictable.
-        let sequence = self.prefix.resume(request.salt(), tokens);
-        let held = self.windows.held(sequence.len());
-        let room = self.cache.free_pages() + self.prefix.evictable();
-        let others = plan.reserved + self.windows.layers() * self.running.len();
-        let fits = |chunk: usize| {
-            let all = self.windows.most(most.min(known + PAGE_TOKENS), chunk);
-            room >= all.saturating_sub(held) + others
-        };
-        if !fits(plan.budget.max(PAGE_TOKENS)) && !fits(PAGE_TOKENS) {
-            return false;
-        }
-        let mut request = self.waiting.swap_remove(head);
-        if !request.has_begun {
-            let (prompt, cached) = (request.lane().usage().prompt_tokens, sequence.len());
-            self.stats.prompt_tokens += prompt as u64;
-            self.stats.cached_tokens += cached as u64;
-            match cached {
-                0 => self.stats.prefix_misses += 1,
-                _ => self.stats.prefix_hits += 1,
-            }
-        }
-        request.begin(&self.prefix, sequence);
-        self.running.push(request);
-        plan.counts.push(0);
-        let at = self.running.len() - 1;
-        let count = self.chunk(at, plan.budget, plan.reserved);
-        self.give(at, count, plan);
-        true
-    }
-
     /// Takes what a step has led to.
     fn take(&mut self, outcomes: Vec<Result<Option<GeneratedToken>>>, plan: &[usize]) {
         self.failed_steps = 0;
@@ -397,7 +199,7 @@ impl Scheduler {
             request.after_step(&mut self.prefix);
             let before = request.lane().usage().completion_tokens;
             let followed = match outcomes.next() {
-                Some(Ok(Some(token))) => request.follow(token),
+                Some(Ok(Some(token))) => request.follow(Some(token)),
                 Some(Err(error)) => Err(error),
                 _ => continue,
             };
@@ -426,7 +228,12 @@ impl Scheduler {
             plan.iter().filter(|c| **c > 0).count()
         );
         self.failed_steps += 1;
-        let again = |error: &Error| Error::new(error.kind(), error.to_string());
+        let lost = Closed::Lost(error.to_string());
+        let is_lost = self.failed_steps >= MOST_FAILED_STEPS && error.kind() == ErrorKind::Device;
+        let why = || match is_lost {
+            true => lost.error(),
+            false => Error::new(error.kind(), error.to_string()),
+        };
         for at in (0..plan.len()).rev().filter(|at| plan[*at] > 0) {
             let request = &mut self.running[at];
             request.failed_steps += 1;
@@ -434,16 +241,15 @@ impl Scheduler {
                 self.preempt(at);
             } else {
                 let request = self.running.remove(at);
-                self.end(request, Err(again(error)));
+                self.end(request, Err(why()));
             }
         }
-        if self.failed_steps < MOST_FAILED_STEPS || error.kind() != ErrorKind::Device {
+        if !is_lost {
             return Ok(());
         }
         self.prefix.clear();
-        let lost = again(error);
-        self.end_all(|| Err(super::inbox::Closed::Lost(lost.to_string()).error()));
-        Err(lost)
+        self.end_all(|| Err(why()));
+        Err(Error::new(error.kind(), error.to_string()))
     }
 
     fn end(&mut self, request: Request, how: Result<FinishReason>) {
@@ -460,56 +266,5 @@ fn end(request: Request, how: Result<FinishReason>, prefix: &mut PrefixCache, st
             tracing::debug!("a request ended with an error: {error}");
             stats.failed += 1;
         }
-    }
-}
-
-/// What goes into a step so far.
-struct Plan {
-    /// Tokens of each running request.
-    counts: Vec<usize>,
-    /// Tokens that are left.
-    budget: usize,
-    /// Pages that the step takes.
-    reserved: usize,
-    /// Whether a request had to go for another's next tokens: nobody is admitted then.
-    preempted: bool,
-}
-
-/// A model, and the time it takes.
-struct Timed<'a> {
-    model: &'a dyn Forward,
-    nanoseconds: AtomicU64,
-}
-
-impl Timed<'_> {
-    fn time<T>(&self, code: impl FnOnce() -> T) -> T {
-        let began = Instant::now();
-        let result = code();
-        // Read after the step, by the thread that made it.
-        self.nanoseconds.fetch_add(began.elapsed().as_nanos() as u64, Ordering::Relaxed);
-        result
-    }
-}
-
-impl Forward for Timed<'_> {
-    fn forward(&self, batch: &Batch, sequences: &mut [&mut Sequence]) -> Result<Tensor> {
-        self.time(|| self.model.forward(batch, sequences))
-    }
-
-    fn is_on_device(&self) -> bool {
-        self.model.is_on_device()
-    }
-
-    /// Waits for what the device computes.
-    fn draw(&self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Option<u32>>> {
-        self.time(|| self.model.draw(logits, draws))
-    }
-
-    fn each(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        self.model.each(count, task);
-    }
-
-    fn diagnose(&self) -> Option<String> {
-        self.model.diagnose()
     }
 }

@@ -1,10 +1,15 @@
 //! The scheduler on a model that nobody waits for: any order of requests, cancels and faults, tiny pools.
 
+mod faults;
 mod hashing;
+mod order;
+mod prefixes;
+mod readers;
+mod touchy;
 
 use super::answer::{Answer, Queue};
 use super::inbox::Inbox;
-use super::job::{Continuation, Told};
+use super::job::{Continuation, Tells, Told};
 use super::request::{Request, Terms};
 use super::scheduler::Scheduler;
 use super::{EngineOptions, Generated, Priority};
@@ -30,6 +35,8 @@ struct Asked {
     prompt: Vec<u32>,
     seed: u64,
     max_tokens: usize,
+    /// Whether nothing but the number of its tokens ends it.
+    is_full: bool,
 }
 
 impl Asked {
@@ -37,8 +44,21 @@ impl Asked {
         let options = GenerateOptions::default()
             .sampling(SamplingParams::default().seed(self.seed))
             .max_tokens(self.max_tokens);
+        let options = GenerateOptions { ignore_eos: self.is_full, ..options };
         let limits = Limits { vocab_size: VOCAB, context: 4096 };
         Lane::new(limits, 0, &self.prompt, &StopTokens::new(&[0], &[], &[]), &options).unwrap()
+    }
+
+    fn terms(&self, priority: Priority) -> Terms {
+        let last = self.prompt.len() - 1;
+        Terms {
+            priority,
+            submitted: Instant::now(),
+            deadline: None,
+            cache_salt: None,
+            cancel: CancelHandle::default(),
+            boundaries: vec![(last.min(128), Mark::Turn), (last, Mark::Turn)],
+        }
     }
 
     /// The answer that it gets alone, in a cache that nobody else uses.
@@ -80,34 +100,17 @@ impl World {
         priority: Priority,
         salt: Option<&str>,
     ) -> Answer<GeneratedToken> {
-        self.ask_until(asked, priority, salt, None)
+        let drive = Continuation::new(asked.lane());
+        self.submit(drive, Terms { cache_salt: salt.map(str::to_owned), ..asked.terms(priority) })
     }
 
-    fn ask_until(
-        &mut self,
-        asked: &Asked,
-        priority: Priority,
-        salt: Option<&str>,
-        deadline: Option<Instant>,
-    ) -> Answer<GeneratedToken> {
-        let (queue, cancel) = (Queue::new(), CancelHandle::default());
-        let told = Told::new(
-            Continuation::new(asked.lane()),
-            Arc::clone(&queue),
-            self.options.stream_interval,
-            self.options.unread,
-        );
-        let last = asked.prompt.len() - 1;
-        let terms = Terms {
-            priority,
-            submitted: Instant::now(),
-            deadline,
-            cache_salt: salt.map(str::to_owned),
-            cancel: cancel.clone(),
-            boundaries: vec![(last.min(128), Mark::Turn), (last, Mark::Turn)],
-        };
+    fn submit<D: Tells + 'static>(&mut self, drive: D, terms: Terms) -> Answer<D::Event> {
+        let (queue, cancel) = (Queue::new(), terms.cancel.clone());
+        let prompt_tokens = drive.lane().usage().prompt_tokens;
+        let (interval, unread) = (self.options.stream_interval, self.options.unread);
+        let told = Told::new(drive, Arc::clone(&queue), interval, unread);
         self.scheduler.add(Request::new(Box::new(told), terms));
-        Answer::new(queue, Arc::clone(&self.inbox), cancel, asked.prompt.len())
+        Answer::new(queue, Arc::clone(&self.inbox), cancel, prompt_tokens)
     }
 
     /// A turn, after which every page is somewhere.
@@ -140,6 +143,21 @@ impl World {
     }
 }
 
+/// A prompt and an answer of so many tokens; the prompt begins as no other prompt of another `kind` does.
+fn asked(kind: u32, prompt: usize, max_tokens: usize) -> Asked {
+    let prompt = (0..prompt as u32).map(|at| 1 + (kind + at * at / 3) % 23).collect();
+    Asked { prompt, seed: u64::from(kind), max_tokens, is_full: true }
+}
+
+/// What can be read at once.
+fn read_all(answer: &mut Answer<GeneratedToken>) -> Vec<GeneratedToken> {
+    let mut read = Vec::new();
+    while let Poll::Ready(Some(token)) = answer.next_within(Duration::ZERO) {
+        read.push(token.unwrap());
+    }
+    read
+}
+
 /// Prompts that begin alike, in some of four ways.
 fn any_request(random: &mut Random, longest: usize) -> Asked {
     let (family, length) = (random.below(4) as u32, 1 + random.below(longest));
@@ -153,6 +171,7 @@ fn any_request(random: &mut Random, longest: usize) -> Asked {
         prompt: (0..length).map(token).collect(),
         seed: random.below(3) as u64,
         max_tokens: [1, 2, 5, 9, 30, 100][random.below(6)],
+        is_full: false,
     }
 }
 
@@ -290,6 +309,11 @@ fn options() -> EngineOptions {
         .max_step_tokens(96)
         .unread(6)
         .reader_grace(Duration::ZERO)
+}
+
+/// For those who read when they like.
+fn calm() -> EngineOptions {
+    options().unread(10_000)
 }
 
 /// A hundred thousand requests, in pools from one that has room for the longest alone to one with room for all.

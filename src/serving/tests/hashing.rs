@@ -25,6 +25,8 @@ pub(super) struct Faults {
     pub(super) fail_in: Option<(usize, usize)>,
     /// Rows of logits to come until one is not finite.
     pub(super) nan_in: Option<usize>,
+    /// The next row of the sequence that begins with this token is not finite.
+    pub(super) nan_of: Option<u32>,
     /// Steps to come until one panics.
     pub(super) panic_in: Option<usize>,
 }
@@ -104,6 +106,13 @@ impl Forward for Hashing {
                 let hash = Hashing::seen(&memory, sequence, position);
                 let logit = |id: u64| (hash.wrapping_mul(2 * id + 1) >> 48) as f32 / 16384.0;
                 logits.extend((0..VOCAB as u64).map(logit));
+                let mut faults = self.faults.lock().unwrap_or_else(|e| e.into_inner());
+                // The first layer has no window.
+                if faults.nan_of == Some(memory[sequence.slot(0, 0) as usize]) {
+                    faults.nan_of = None;
+                    let last = logits.len() - 1;
+                    logits[last] = f32::NAN;
+                }
             }
         }
         let mut faults = self.faults.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -2,6 +2,7 @@
 //! prompt parts from what was computed where the answer began.
 
 use super::*;
+use crate::cache::Marks;
 
 /// `<|start|>assistant`, after which the answer is drawn.
 const HEADER: [u32; 2] = [1, 2];
@@ -36,31 +37,25 @@ impl Chat {
         let cached = sequence.len();
         let last = if inner { Mark::Inner } else { Mark::Turn };
         let wanted = [(self.system, Mark::Turn), (tokens.len() - 1, last)];
-        let marks = prefixes.marks(self.salt, &tokens, cached, &wanted);
-        let mut replaces = cached;
-        while sequence.len() < tokens.len() {
-            let end = tokens.len().min(sequence.len() + CHUNK);
-            let now: Vec<_> =
-                marks.iter().filter(|(at, _)| (sequence.len() + 1..=end).contains(at)).collect();
-            now.first().iter().for_each(|(at, _)| sequence.hold(*at));
-            let count = end - sequence.len();
+        let mut marks = Marks::new(prefixes, self.salt, &tokens, cached, &wanted);
+        let mut feed = |tokens: &[u32], count| {
+            marks.before_step(&mut sequence, count);
             assert!(prefixes.make_free(sequence.pages_to_append(count)), "it fits alone");
             grow(&mut sequence, count);
-            for (at, mark) in now {
-                prefixes.insert(self.salt, &tokens, &sequence, *at, *mark, Some(replaces));
-                replaces = *at;
-            }
-            sequence.let_go();
+            marks.after_step(prefixes, tokens, &mut sequence);
+            let held = sequence.cache().windows().held(sequence.len());
+            assert_eq!(sequence.pages(), held, "nothing is held that windows have left");
+            sequence.len()
+        };
+        let mut fed = cached;
+        while fed < tokens.len() {
+            fed = feed(&tokens, CHUNK.min(tokens.len() - fed));
         }
         tokens.extend(answer);
         // The last that is drawn is not fed.
-        while sequence.len() + 1 < tokens.len() {
-            assert!(prefixes.make_free(sequence.pages_to_append(1)));
-            grow(&mut sequence, 1);
-        }
+        (fed + 1..tokens.len()).for_each(|_| fed = feed(&tokens, 1));
         if answer.last() == Some(&CALL) {
-            let (at, mark) = (sequence.len(), Mark::Inner);
-            prefixes.insert(self.salt, &tokens, &sequence, at, mark, Some(replaces));
+            marks.end(prefixes, &tokens, &mut sequence);
         }
         tokens.len() - answer.len() - cached
     }
@@ -138,6 +133,9 @@ fn twenty_turns_compute_what_is_new_and_a_page() {
         for turn in 1..20 {
             chat.turn(&mut prefixes, [0, 0, 3, 1][turn % 4]);
         }
+        // After the system prompt, before each answer, and the last inside each of ten turns.
+        let marks = prefixes.listed().len();
+        assert!(marks <= 1 + 20 + 10 && (most < 4000 || marks > 25), "{marks} marks");
         assert!(chat.history.len() > 4000, "longer than any window: {}", chat.history.len());
         drop(prefixes);
         assert_eq!(pool.free_pages(), most);
