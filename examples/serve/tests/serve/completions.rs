@@ -113,6 +113,20 @@ async fn what_ends_a_continuation() {
     assert_eq!(ended["choices"][0]["finish_reason"], "stop");
 }
 
+/// What could have become a stop string is text at the end, and comes before the chunk that says how it ended.
+#[tokio::test]
+async fn text_that_was_held_back_is_not_lost() {
+    let server = server();
+    let plain = server.ask(COMPLETIONS, prompt()).await;
+    let last = text(&plain).chars().last().expect("a text");
+    let held = with(prompt(), json!({"stop": format!("{last}\u{1}")}));
+    assert_eq!(text(&server.ask(COMPLETIONS, held.clone()).await), text(&plain));
+    let chunks = server.stream(COMPLETIONS, held).await;
+    let pieces: Vec<&str> = chunks.iter().map(text).collect();
+    assert_eq!(pieces.concat(), text(&plain));
+    assert_eq!(pieces.last(), Some(&""));
+}
+
 /// A stop string ends the work too, not only what is told of it.
 #[tokio::test]
 async fn nothing_is_made_after_a_stop_string() {
