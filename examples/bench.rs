@@ -23,6 +23,7 @@ mod memory;
 mod table;
 
 use clap::{Parser, ValueEnum};
+use engine::Through;
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
 use gpt_oss_puzzle::chat::Model;
@@ -244,6 +245,9 @@ impl Bench<'_> {
     fn measure(&mut self, test: Test) -> Result<Value, Box<dyn Error>> {
         let Test { name, tokens, depth, batch, .. } = test;
         let mut seconds = Vec::new();
+        // In turns with the bare steps: what else a machine does, it does to both.
+        let model = self.engine.filter(|_| name == "tg");
+        let mut through = model.map(|model| Through::new(model, self.args, test)).transpose()?;
         for repetition in 0..=self.args.repetitions {
             let taken = match self.repeat(test) {
                 Ok(taken) => taken,
@@ -257,6 +261,9 @@ impl Bench<'_> {
             };
             if repetition > 0 {
                 seconds.push(taken);
+            }
+            if let Some(through) = &mut through {
+                through.repeat(repetition > 0)?;
             }
         }
         let rates: Vec<f64> = seconds.iter().map(|s| (tokens * batch) as f64 / s).collect();
@@ -272,12 +279,8 @@ impl Bench<'_> {
             let bytes = bytes_per_step(self.checkpoint, dense, kv, depth + tokens / 2, batch);
             result["bytes_per_step"] = json!(bytes);
             result["gigabytes_per_second"] = json!(bytes as f64 * mean / batch as f64 / 1e9);
-            if let Some(model) = self.engine {
-                let mut of_engine = engine::measure(model, self.args, test)?;
-                let rate = of_engine["tokens_per_second"].as_f64().unwrap_or_default();
-                of_engine["of_bare_steps"] = json!(rate / mean);
-                eprintln!("{}: {rate:.2} tokens/s through the engine", label(test));
-                result["engine"] = of_engine;
+            if let Some(through) = &through {
+                result["engine"] = through.result(mean);
             }
         }
         Ok(result)

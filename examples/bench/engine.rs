@@ -5,14 +5,11 @@ use gpt_oss_puzzle::cache::PAGE_TOKENS;
 use gpt_oss_puzzle::chat::Model;
 use gpt_oss_puzzle::generation::{GenerateOptions, SamplingParams};
 use gpt_oss_puzzle::tokenizer::Tokenizer;
-use gpt_oss_puzzle::weights::Checkpoint;
+use gpt_oss_puzzle::weights::{Checkpoint, write_tiny_checkpoint};
 use gpt_oss_puzzle::{Engine, EngineOptions, Stats};
 use serde_json::{Value, json};
 use std::error::Error;
 use std::time::{Duration, Instant};
-
-/// What random weights are given for a tokenizer: nothing is written or read here.
-const TOKENIZER: &str = r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#;
 
 /// The model with a cache for what the largest of `tests` takes.
 pub(crate) fn load(
@@ -20,10 +17,13 @@ pub(crate) fn load(
     checkpoint: Checkpoint,
     tests: &[Test],
 ) -> Result<Model, Box<dyn Error>> {
-    let tokenizer = match &args.model {
-        Some(dir) => Tokenizer::from_file(dir.join("tokenizer.json"))?,
-        None => Tokenizer::from_bytes(TOKENIZER.as_bytes())?,
-    };
+    // Random weights have any tokenizer: nothing is written or read here.
+    let any = tempfile::tempdir()?;
+    if args.model.is_none() {
+        write_tiny_checkpoint(any.path(), 0)?;
+    }
+    let dir = args.model.as_deref().unwrap_or(any.path());
+    let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
     let most = |of: fn(&Test) -> usize| tests.iter().map(of).max().unwrap_or(1);
     let limit = checkpoint.config().max_position_embeddings;
     let model = Model::from_parts(checkpoint, tokenizer)
@@ -38,59 +38,75 @@ pub(crate) fn load(
     Ok(model.load()?)
 }
 
-/// Makes as many answers as `test` has sequences, with as many tokens, from prompts that are cached as far as
-/// it is deep.
-pub(crate) fn measure(model: &Model, args: &Args, test: Test) -> Result<Value, Box<dyn Error>> {
-    let Test { tokens, depth, batch, .. } = test;
-    let options = EngineOptions::default()
-        .max_sequences(batch)
-        .max_step_tokens(batch.max(args.chunk as usize))
-        .queue(batch)
-        .prefix_cache(if depth < PAGE_TOKENS { 0.0 } else { 1.0 })
-        // They are read one after another.
-        .unread(tokens + 1);
-    let engine = model.engine(options)?;
-    let vocab = model.config().vocab_size;
-    let prompt = |i: usize| (0..=depth).map(move |p| ((p + 31 * i) * 7919 % vocab) as u32);
-    let prompts: Vec<Vec<u32>> = (0..batch).map(|i| prompt(i).collect()).collect();
-    if depth >= PAGE_TOKENS {
-        answer(&engine, args, &prompts, 1)?;
-    }
-    let (mut rates, mut total) = (Vec::new(), Steps::default());
-    for repetition in 0..=args.repetitions {
-        let before = at_rest(&engine);
-        let started = Instant::now();
-        answer(&engine, args, &prompts, tokens)?;
-        let rate = (tokens * batch) as f64 / started.elapsed().as_secs_f64();
-        if repetition > 0 {
-            rates.push(rate);
-            total.add(&before, &at_rest(&engine));
-        }
-    }
-    engine.shutdown(Duration::ZERO)?;
-    let (mean, deviation) = crate::mean_and_deviation(&rates);
-    let each = |time: Duration| time.as_secs_f64() / total.steps.max(1) as f64;
-    let (inside, outside) = (each(total.inside), each(total.outside));
-    Ok(json!({
-        "tokens_per_second": mean, "deviation": deviation, "steps": total.steps / u64::from(args.repetitions),
-        "model_seconds_per_step": inside, "other_seconds_per_step": outside,
-        "other_share": outside / (inside + outside),
-    }))
-}
-
-/// What the steps of some repetitions took.
-#[derive(Default)]
-struct Steps {
+/// An engine for one test: as many answers as it has sequences, with as many tokens, from prompts that are
+/// cached as far as it is deep.
+pub(crate) struct Through<'a> {
+    args: &'a Args,
+    test: Test,
+    engine: Engine,
+    prompts: Vec<Vec<u32>>,
+    rates: Vec<f64>,
     steps: u64,
     inside: Duration,
     outside: Duration,
 }
 
-impl Steps {
-    fn add(&mut self, before: &Stats, after: &Stats) {
-        self.steps += after.steps - before.steps;
-        self.inside += after.in_model - before.in_model;
-        self.outside += after.outside_model - before.outside_model;
+impl<'a> Through<'a> {
+    pub(crate) fn new(model: &Model, args: &'a Args, test: Test) -> Result<Self, Box<dyn Error>> {
+        let Test { tokens, depth, batch, .. } = test;
+        let options = EngineOptions::default()
+            .max_sequences(batch)
+            .max_step_tokens(batch.max(args.chunk as usize))
+            .queue(batch)
+            .prefix_cache(if depth < PAGE_TOKENS { 0.0 } else { 1.0 })
+            // They are read one after another.
+            .unread(tokens + 1);
+        let engine = model.engine(options)?;
+        let vocab = model.config().vocab_size;
+        let prompt = |i: usize| (0..=depth).map(move |p| ((p + 31 * i) * 7919 % vocab) as u32);
+        let prompts: Vec<Vec<u32>> = (0..batch).map(|i| prompt(i).collect()).collect();
+        if depth >= PAGE_TOKENS {
+            answer(&engine, args, &prompts, 1)?;
+        }
+        let (steps, inside, outside) = (0, Duration::ZERO, Duration::ZERO);
+        Ok(Through { args, test, engine, prompts, rates: Vec::new(), steps, inside, outside })
+    }
+
+    /// Answers once; what that took is taken in, if it `counts`.
+    pub(crate) fn repeat(&mut self, counts: bool) -> Result<(), Box<dyn Error>> {
+        let Test { tokens, batch, .. } = self.test;
+        let before = at_rest(&self.engine);
+        let started = Instant::now();
+        answer(&self.engine, self.args, &self.prompts, tokens)?;
+        let taken = started.elapsed().as_secs_f64();
+        let after = at_rest(&self.engine);
+        if counts {
+            self.rates.push((tokens * batch) as f64 / taken);
+            self.steps += after.steps - before.steps;
+            self.inside += after.in_model - before.in_model;
+            self.outside += after.outside_model - before.outside_model;
+        }
+        Ok(())
+    }
+
+    /// What the repetitions took, beside steps alone that make `bare` tokens per second.
+    pub(crate) fn result(&self, bare: f64) -> Value {
+        let (mean, deviation) = crate::mean_and_deviation(&self.rates);
+        let each = |time: Duration| time.as_secs_f64() / self.steps.max(1) as f64;
+        let (inside, outside) = (each(self.inside), each(self.outside));
+        json!({
+            "tokens_per_second": mean, "deviation": deviation, "of_bare_steps": mean / bare,
+            "steps": self.steps / self.rates.len().max(1) as u64,
+            "model_seconds_per_step": inside, "other_seconds_per_step": outside,
+            "other_share": outside / (inside + outside),
+        })
+    }
+}
+
+impl Drop for Through<'_> {
+    /// The pages are the next engine's.
+    fn drop(&mut self) {
+        let _ = self.engine.shutdown(Duration::ZERO);
     }
 }
 

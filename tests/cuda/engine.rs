@@ -114,24 +114,24 @@ fn answers_are_the_same_in_any_company() {
 #[test]
 fn answers_are_the_same_when_pages_are_few() {
     let Some(model) = model() else { return };
-    // All of them begin, and there are no pages for all of them to grow.
-    let engine = model.engine(options(&model).pages(10)).unwrap();
+    // Both begin, and there are no pages for both to end.
+    let engine = model.engine(options(&model).pages(8)).unwrap();
     let prompt = |seed: u32| tokens(60 + seed as usize, seed);
     let asked = |seed: u32| {
-        let temperature = if seed == 0 { 0.0 } else { 1.5 };
+        let temperature = [0.0, 1.5][seed as usize];
         let sampling = SamplingParams::default().temperature(temperature).seed(seed.into());
         GenerateOptions::default().max_tokens(74).ignore_eos().sampling(sampling)
     };
-    let answers = [0, 1, 2].map(|seed| engine.generate(&prompt(seed), asked(seed)).unwrap());
+    let answers = [0, 1].map(|seed| engine.generate(&prompt(seed), asked(seed)).unwrap());
     for (seed, answer) in (0..).zip(answers) {
         let alone = model.generate(&prompt(seed), &asked(seed)).unwrap();
         let alone: Vec<_> = alone.map(|token| token.unwrap()).collect();
         assert_eq!(answer.finish().unwrap().tokens, alone, "{seed}");
     }
     let stats = at_rest(&engine);
-    assert_eq!((stats.finished, stats.failed), (3, 0));
+    assert_eq!((stats.finished, stats.failed), (2, 0));
     assert!(stats.preempted > 0, "{stats:?}");
-    assert_eq!(stats.free_pages + stats.cached_pages, 10);
+    assert_eq!(stats.free_pages + stats.cached_pages, 8);
 }
 
 #[test]
