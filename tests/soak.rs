@@ -50,13 +50,13 @@ fn request(number: u64) -> ChatRequest {
         "What is the weather in Oslo?".into(),
         "Which city is the capital of France?".into(),
         format!("{} Which word was it?", "red blue green ".repeat(1 + random.below(9) as usize)),
-        "word ".repeat(60 + random.below(120) as usize),
+        "word ".repeat(30 + random.below(60) as usize),
     ];
     let sampling = SamplingParams::default().seed(number).temperature(0.7);
     let request = ChatRequest::user(&question[number as usize % 6])
         .date("2026-01-02")
         .sampling(sampling)
-        .max_tokens(1 + random.below(20) as usize);
+        .max_tokens(1 + random.below(9) as usize);
     let request = if number % 5 < 2 { request.tools([weather()]) } else { request };
     match number % 8 {
         #[cfg(feature = "structured")]
@@ -240,7 +240,7 @@ fn whoever_comes_and_goes_leaves_nothing_behind() {
     let (threads_before, pages_before) = (threads(), model.cache().free_pages());
 
     // Room for three of the longest; the prefix cache takes what they leave.
-    let longest = known.iter().map(|answer| answer.usage.prompt_tokens + 20).max().unwrap();
+    let longest = known.iter().map(|answer| answer.usage.prompt_tokens + 9).max().unwrap();
     let pages = 3 * gpt_oss_puzzle::cache::KvCache::pages_for(model.config(), longest, 64);
     let options = EngineOptions::default()
         .pages(pages)
