@@ -46,7 +46,7 @@ load() {
     python3 benches/serve_load.py "http://127.0.0.1:$port" --only "$2" --json "$dir/$1-$2.json" ${LOAD:-} >&2
 }
 
-# llama-server gives every place its share of the context, and more batches than tokens of ours at once do not speed it up.
+# llama-server divides its context among its places.
 theirs() {
     port=$(free_port)
     echo "llama-server -np $1: $2" >&2

@@ -10,14 +10,23 @@
 //! bench --device cuda --synthetic puzzle-88b --kv-dtype fp8 --chunk 4096 -p 512,4096,65536 -n 0
 //! bench --device cuda --synthetic puzzle-88b --kv-dtype fp8 -p 0 -n 64 -b 1,8,64 -d 0,8192,65536,131008
 //! ```
+//!
+//! With `--engine`, every batch again as that many requests to an engine, which also draws their tokens: beside
+//! the rate of bare steps, and how much of a step is spent outside the model.
 
 mod common;
+#[path = "bench/engine.rs"]
+mod engine;
 #[path = "bench/memory.rs"]
 mod memory;
+#[path = "bench/table.rs"]
+mod table;
 
 use clap::{Parser, ValueEnum};
+use engine::Through;
 use gpt_oss_puzzle::ModelConfig;
 use gpt_oss_puzzle::cache::{KvCache, KvCacheConfig, KvDtype, Sequence};
+use gpt_oss_puzzle::chat::Model;
 use gpt_oss_puzzle::model::{Activations, Batch, DenseDtype, DeviceName, GptOss, LogitRows};
 use gpt_oss_puzzle::weights::{Checkpoint, KvScales, tiny_config};
 use memory::{bytes_per_step, copy_bandwidth, peak_memory};
@@ -70,6 +79,12 @@ struct Args {
     /// On a GPU, start every launch by itself, also where a step is recorded
     #[arg(long)]
     no_replay: bool,
+    /// Every batch again as requests to an engine
+    #[arg(long, conflicts_with = "no_replay")]
+    engine: bool,
+    /// How the engine draws: 0 for the most likely tokens
+    #[arg(long, default_value_t = 1.0)]
+    temperature: f64,
     /// How dense weights are held: bf16, as stored, or q8
     #[arg(long, default_value = "bf16")]
     dense_dtype: DenseDtype,
@@ -160,13 +175,20 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
         true => None,
         false => Some(copy_bandwidth(&device, args.synthetic.map_or(1 << 30, copy_bytes))?),
     };
-    let model = GptOss::new(&checkpoint, args.threads)?
-        .with_dense_dtype(args.dense_dtype)
-        .with_activations(args.activations)
-        .on_device(&device, |_| {})?;
-    let model = if args.no_replay { model.without_replay() } else { model };
+    let (with_engine, alone);
+    let (model, engine, checkpoint) = if args.engine {
+        with_engine = engine::load(args, checkpoint, &tests)?;
+        (with_engine.transformer(), Some(&with_engine), with_engine.checkpoint())
+    } else {
+        let model = GptOss::new(&checkpoint, args.threads)?
+            .with_dense_dtype(args.dense_dtype)
+            .with_activations(args.activations)
+            .on_device(&device, |_| {})?;
+        alone = if args.no_replay { model.without_replay() } else { model };
+        (&alone, None, &checkpoint)
+    };
     let load_seconds = started.elapsed().as_secs_f64();
-    let mut bench = Bench { args, model, checkpoint, cache_bytes: 0, at_depth: None };
+    let mut bench = Bench { args, model, engine, checkpoint, cache_bytes: 0, at_depth: None };
     let mut results = Vec::new();
     for test in tests {
         results.push(bench.measure(test)?);
@@ -180,7 +202,7 @@ fn run(args: &Args) -> Result<ExitCode, Box<dyn Error>> {
     });
     match args.output {
         Output::Json => writeln!(stdout(), "{report:#}")?,
-        Output::Md => print_table(&report, &mut stdout())?,
+        Output::Md => table::print(&report, &mut stdout())?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -210,8 +232,10 @@ fn tests(args: &Args) -> Vec<Test> {
 
 struct Bench<'a> {
     args: &'a Args,
-    model: GptOss,
-    checkpoint: Checkpoint,
+    model: &'a GptOss,
+    /// The same model where it has an engine.
+    engine: Option<&'a Model>,
+    checkpoint: &'a Checkpoint,
     cache_bytes: usize,
     /// On the CPU: the sequence that the tests of a depth fork from.
     at_depth: Option<Sequence>,
@@ -221,6 +245,9 @@ impl Bench<'_> {
     fn measure(&mut self, test: Test) -> Result<Value, Box<dyn Error>> {
         let Test { name, tokens, depth, batch, .. } = test;
         let mut seconds = Vec::new();
+        // In turns with the bare steps: what else a machine does, it does to both.
+        let model = self.engine.filter(|_| name == "tg");
+        let mut through = model.map(|model| Through::new(model, self.args, test)).transpose()?;
         for repetition in 0..=self.args.repetitions {
             let taken = match self.repeat(test) {
                 Ok(taken) => taken,
@@ -235,22 +262,26 @@ impl Bench<'_> {
             if repetition > 0 {
                 seconds.push(taken);
             }
+            if let Some(through) = &mut through {
+                through.repeat(repetition > 0)?;
+            }
         }
         let rates: Vec<f64> = seconds.iter().map(|s| (tokens * batch) as f64 / s).collect();
-        let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+        let (mean, deviation) = mean_and_deviation(&rates);
         // The table comes at the end, which a failure may prevent.
         eprintln!("{}: {mean:.2} tokens/s", label(test));
-        let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>();
-        let deviation = (variance / (rates.len().max(2) - 1) as f64).sqrt();
         let mut result = json!({
             "test": label(test), "tokens_per_second": mean, "deviation": deviation,
             "seconds": seconds,
         });
         if name == "tg" {
             let (dense, kv) = (self.args.dense_dtype, self.args.kv_dtype);
-            let bytes = bytes_per_step(&self.checkpoint, dense, kv, depth + tokens / 2, batch);
+            let bytes = bytes_per_step(self.checkpoint, dense, kv, depth + tokens / 2, batch);
             result["bytes_per_step"] = json!(bytes);
             result["gigabytes_per_second"] = json!(bytes as f64 * mean / batch as f64 / 1e9);
+            if let Some(through) = &through {
+                result["engine"] = through.result(mean);
+            }
         }
         Ok(result)
     }
@@ -260,7 +291,7 @@ impl Bench<'_> {
         let mut sequences = self.sequences(test)?;
         self.model.device().synchronize()?;
         let started = Instant::now();
-        feed(&self.model, &mut sequences, test.tokens, test.chunk)?;
+        feed(self.model, &mut sequences, test.tokens, test.chunk)?;
         Ok(started.elapsed().as_secs_f64())
     }
 
@@ -283,7 +314,7 @@ impl Bench<'_> {
             let total = depth + most(&self.args.prompt).max(self.args.decode as usize);
             let pages = KvCache::pages_for(self.model.config(), total, chunk);
             let mut sequence = self.cache((1 + most(&self.args.batch)) * pages)?.sequence();
-            feed(&self.model, std::slice::from_mut(&mut sequence), depth, chunk)?;
+            feed(self.model, std::slice::from_mut(&mut sequence), depth, chunk)?;
             self.at_depth = Some(sequence);
         }
         Ok((0..batch).filter_map(|_| self.at_depth.as_ref()).map(Sequence::fork).collect())
@@ -298,6 +329,12 @@ impl Bench<'_> {
         self.cache_bytes = self.cache_bytes.max(pages * KvCache::page_bytes(config, dtype));
         Ok(cache)
     }
+}
+
+fn mean_and_deviation(rates: &[f64]) -> (f64, f64) {
+    let mean = rates.iter().sum::<f64>() / rates.len() as f64;
+    let variance = rates.iter().map(|r| (r - mean).powi(2)).sum::<f64>();
+    (mean, (variance / (rates.len().max(2) - 1) as f64).sqrt())
 }
 
 /// Whether the driver had no memory left.
@@ -331,50 +368,4 @@ fn feed(
         model.device().synchronize()?;
     }
     Ok(())
-}
-
-fn print_table(report: &Value, out: &mut impl Write) -> std::io::Result<()> {
-    let number = |value: &Value, divisor: f64, digits: usize| match value.as_f64() {
-        Some(value) => format!("{:.digits$}", value / divisor),
-        None => "-".into(),
-    };
-    writeln!(out, "| model | layers | weights GB | kernels | test | tokens/s | GB/s |")?;
-    writeln!(out, "|---|---|---|---|---|---|---|")?;
-    for test in report["tests"].as_array().into_iter().flatten() {
-        let rate = match test["skipped"].as_str() {
-            Some(reason) => format!("skipped: {reason}"),
-            None => format!(
-                "{} ± {}",
-                number(&test["tokens_per_second"], 1.0, 2),
-                number(&test["deviation"], 1.0, 2)
-            ),
-        };
-        writeln!(
-            out,
-            "| {} | {} | {} | {} | {} | {rate} | {} |",
-            report["model_type"].as_str().unwrap_or_default(),
-            report["layers"],
-            number(&report["weight_bytes"], 1e9, 2),
-            report["kernels"].as_str().unwrap_or_default(),
-            test["test"].as_str().unwrap_or_default(),
-            number(&test["gigabytes_per_second"], 1.0, 2),
-        )?;
-    }
-    if let Some(rate) = report["copy_bytes_per_second"].as_f64() {
-        writeln!(out, "\nthe device copies {:.1} GB/s (read and written)", rate / 1e9)?;
-    }
-    writeln!(
-        out,
-        "\nload {} s, peak memory {} GB (weights and cache {} GB)",
-        number(&report["load_seconds"], 1.0, 2),
-        number(&report["peak_memory_bytes"], 1e9, 3),
-        number(
-            &json!(
-                report["weight_bytes"].as_f64().unwrap_or_default()
-                    + report["cache_bytes"].as_f64().unwrap_or_default()
-            ),
-            1e9,
-            3
-        ),
-    )
 }

@@ -21,8 +21,20 @@ mod common;
 #[path = "common/batches.rs"]
 mod batches;
 
+#[path = "common/bigram.rs"]
+#[allow(unreachable_pub)]
+mod bigram;
+
+#[path = "common/checkpoint.rs"]
+#[allow(unreachable_pub)]
+mod checkpoint;
+
 #[path = "common/golden.rs"]
 mod golden;
+
+#[path = "common/speaking.rs"]
+#[allow(unreachable_pub)]
+mod models;
 
 #[path = "cuda/device.rs"]
 mod device;
@@ -32,6 +44,7 @@ mod cuda {
     mod attention;
     mod cache;
     mod embedding;
+    mod engine;
     mod graph;
     mod load;
     mod matmul;

@@ -327,6 +327,50 @@ fn chunks_are_as_openai_writes_them() {
     );
 }
 
+/// What a server makes of `n`: choices whose chunks come in any order.
+#[test]
+fn chunks_of_several_answers_accumulate_to_their_completion() {
+    let model = speaking();
+    let config = ProptestConfig { cases: 100, ..ProptestConfig::default() };
+    proptest!(config, |(seed: u64, n in 1usize..5, order: Vec<usize>, max_tokens in 1usize..60)| {
+        let mut request = ChatRequest::user("Hello").date("2026-01-02").max_tokens(max_tokens);
+        let (mut events, mut responses) = (Vec::new(), Vec::new());
+        for choice in 0..n as u64 {
+            request.sampling = SamplingParams::default().seed(seed.wrapping_add(choice));
+            let (happened, response) = answer(&model, &request);
+            events.push(std::collections::VecDeque::from(happened));
+            responses.push(response);
+        }
+        let mut chunks = envelope().chunks().choices(n).include_usage();
+        let mut made: Vec<Value> = Vec::new();
+        let mut order = order.into_iter().chain(0..);
+        while events.iter().any(|events| !events.is_empty()) {
+            let index = order.next().expect("endless") % n;
+            if let Some(event) = events[index].pop_front() {
+                made.extend(chunks.push_to(index, &event));
+            }
+        }
+        let whole = envelope().completion_of(&responses);
+        let usage = made.pop().expect("token counts");
+        prop_assert_eq!(&usage["usage"], &whole["usage"]);
+        prop_assert!(made.iter().all(|chunk| chunk["usage"].is_null()), "once, and at the end");
+        for (index, response) in responses.iter().enumerate() {
+            let of = |chunk: &&Value| chunk["choices"][0]["index"] == index;
+            let mut own: Vec<Value> = made.iter().filter(of).cloned().collect();
+            own.iter_mut().for_each(|chunk| chunk["choices"][0]["index"] = json!(0));
+            let mut expected = envelope().completion(response);
+            prop_assert_eq!(&accumulated(&own)["choices"], &expected["choices"]);
+            expected["choices"][0]["index"] = json!(index);
+            prop_assert_eq!(&whole["choices"][index], &expected["choices"][0]);
+        }
+        let sum: usize = responses.iter().map(|response| response.usage.completion_tokens).sum();
+        prop_assert_eq!(&whole["usage"]["completion_tokens"], sum);
+        prop_assert_eq!(&whole["usage"]["prompt_tokens"], responses[0].usage.prompt_tokens);
+        // No answer of that number: nothing is said.
+        prop_assert!(chunks.push_to(n, &ChatEvent::Text("x".into())).is_empty());
+    });
+}
+
 #[test]
 fn finish_reasons_come_from_the_model() {
     let model = speaking();

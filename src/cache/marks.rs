@@ -23,10 +23,14 @@ impl Marks {
         from: usize,
         wanted: &[(usize, Mark)],
     ) -> Marks {
+        // A mark that it would make itself, had it not found it, is not given up.
+        let is_wanted = |(position, mark): &(usize, Mark)| {
+            *mark == Mark::Turn && position / PAGE_TOKENS * PAGE_TOKENS == from
+        };
         Marks {
             salt: salt.map(str::to_owned),
             ahead: prefix.marks(salt, tokens, from, wanted).into(),
-            replaces: (from > 0).then_some(from),
+            replaces: (from > 0 && !wanted.iter().any(is_wanted)).then_some(from),
             made: Vec::new(),
         }
     }

@@ -25,7 +25,7 @@ mod on_device;
 pub(super) use on_device::{DrawRow, draw_rows};
 
 use super::TokenSet;
-use super::ranking::{argmax, id_of, key, nucleus, weight};
+use super::ranking::{argmax, key, largest, mass, nucleus, weight};
 use crate::model::{Device, Tensor};
 use crate::{Error, ErrorKind, Result};
 use candle_transformers::generation::{LogitsProcessor, Sampling};
@@ -240,28 +240,38 @@ impl Sampler {
         if logits.is_empty() {
             return Err(Error::new(ErrorKind::Numeric, "there are no logits to draw from"));
         }
-        if let Some(id) = logits.iter().position(|l| !l.is_finite()) {
+        // First of all together: a search that may end early looks at one after another.
+        if logits.iter().fold(false, |any, logit| any | !logit.is_finite())
+            && let Some(id) = logits.iter().position(|l| !l.is_finite())
+        {
             let message = format!("the logit of token {id} is {}, expected a number", logits[id]);
             return Err(Error::new(ErrorKind::Numeric, message));
         }
-        let mut scores = std::mem::take(&mut self.scores);
-        scores.clear();
-        scores.extend_from_slice(logits);
-        self.penalise(&mut scores);
-        if let Some(allowed) = allowed {
-            let others = (0..).zip(&mut scores).filter(|(id, _)| !allowed.contains(*id));
-            others.for_each(|(_, score)| *score = f32::NEG_INFINITY);
-        }
-        forbidden.iter().for_each(|&id| scores[id as usize] = f32::NEG_INFINITY);
         let is_restricted = allowed.is_some() || !forbidden.is_empty();
-        if is_restricted && scores[argmax(&scores) as usize] == f32::NEG_INFINITY {
+        let is_changed =
+            is_restricted || self.penalties().is_some() || !self.params.logit_bias.is_empty();
+        let mut changed = std::mem::take(&mut self.scores);
+        let scores: &[f32] = match is_changed {
+            false => logits,
+            true => {
+                changed.clear();
+                changed.extend_from_slice(logits);
+                self.penalise(&mut changed);
+                let is_out = |id| allowed.is_some_and(|allowed| !allowed.contains(id));
+                let out = (0..).zip(&mut changed).filter(|(id, _)| is_out(*id));
+                out.for_each(|(_, score)| *score = f32::NEG_INFINITY);
+                forbidden.iter().for_each(|&id| changed[id as usize] = f32::NEG_INFINITY);
+                &changed
+            }
+        };
+        if is_restricted && largest(scores) == f32::NEG_INFINITY {
             return Err(Error::invalid_request("no token is both allowed and not forbidden"));
         }
         let id = match self.params.temperature.unwrap_or(1.0) {
-            0.0 => argmax(&scores),
-            temperature => self.draw(&scores, temperature)?,
+            0.0 => argmax(scores),
+            temperature => self.draw(scores, temperature)?,
         };
-        self.scores = scores;
+        self.scores = changed;
         self.note(id);
         Ok(id)
     }
@@ -288,7 +298,10 @@ impl Sampler {
         self.penalise(&mut scores);
         match self.params.temperature.unwrap_or(1.0) {
             0.0 => vec![argmax(&scores)],
-            temperature => self.keep(&scores, temperature),
+            temperature => {
+                let all = || (0..).take(scores.len()).collect();
+                self.keep(&scores, temperature).unwrap_or_else(all)
+            }
         }
     }
 
@@ -325,9 +338,9 @@ impl Sampler {
         }
     }
 
-    /// Steps 5 to 7: the ids that are left, ascending.
-    fn keep(&mut self, scores: &[f32], temperature: f64) -> Vec<u32> {
-        let max = scores[argmax(scores) as usize];
+    /// Steps 5 to 7: the ids that are left, ascending; `None` when all are.
+    fn keep(&mut self, scores: &[f32], temperature: f64) -> Option<Vec<u32>> {
+        let max = largest(scores);
         let mut cutoff = 0;
         let top_k = self.params.top_k.filter(|&k| k > 0 && k < scores.len());
         let top_p = self.params.top_p.filter(|&p| p < 1.0);
@@ -340,42 +353,47 @@ impl Sampler {
                 keys = &mut keys[..k];
             }
             if let Some(p) = top_p {
-                cutoff = nucleus(keys, p, |key| {
-                    let score = scores[id_of(key) as usize];
-                    weight(score, max, temperature)
-                });
+                cutoff = nucleus(keys, p, max, temperature);
             }
         }
-        let min_p = self.params.min_p.unwrap_or(0.0);
-        (0..)
-            .zip(scores)
-            .filter(|&(id, &score)| {
-                let is_excluded = score == f32::NEG_INFINITY;
-                !is_excluded && key(score, id) >= cutoff && weight(score, max, temperature) >= min_p
-            })
-            .map(|(id, _)| id)
-            .collect()
+        let min_p = self.params.min_p.filter(|min_p| *min_p > 0.0);
+        let is_excluded = |score: f32| score == f32::NEG_INFINITY;
+        if cutoff == 0
+            && min_p.is_none()
+            && !scores.iter().fold(false, |any, score| any | is_excluded(*score))
+        {
+            return None;
+        }
+        let is_likely = |score| min_p.is_none_or(|min_p| weight(score, max, temperature) >= min_p);
+        let is_kept =
+            |id, score| !is_excluded(score) && key(score, id) >= cutoff && is_likely(score);
+        let kept = (0..).zip(scores).filter(|(id, score)| is_kept(*id, **score));
+        Some(kept.map(|(id, _)| id).collect())
     }
 
     /// Steps 5 to 8. More candidates than [`GROUP`] are drawn in two steps: a group by its share of
     /// the probability, then a token of that group.
     fn draw(&mut self, scores: &[f32], temperature: f64) -> Result<u32> {
         let candidates = self.keep(scores, temperature);
-        let max = scores[argmax(scores) as usize];
-        let log_weight = |&id: &u32| (f64::from(scores[id as usize] - max) / temperature) as f32;
-        let mut group = &candidates[..];
-        if candidates.len() > GROUP {
-            let shares: Vec<f32> = (candidates.chunks(GROUP))
-                .map(|ids| {
-                    let share = |&id: &u32| weight(scores[id as usize], max, temperature);
-                    ids.iter().map(share).sum::<f64>().ln() as f32
-                })
-                .collect();
-            let first = GROUP * self.draw_index(&shares)?;
-            group = &candidates[first..candidates.len().min(first + GROUP)];
+        let kept: Vec<f32>;
+        let scores = match &candidates {
+            None => scores,
+            Some(ids) => {
+                kept = ids.iter().map(|id| scores[*id as usize]).collect();
+                &kept
+            }
+        };
+        let max = largest(scores);
+        let mut first = 0;
+        if scores.len() > GROUP {
+            let shares =
+                scores.chunks(GROUP).map(|s| mass(s, |score| score, max, temperature).ln() as f32);
+            first = GROUP * self.draw_index(&shares.collect::<Vec<_>>())?;
         }
-        let weights: Vec<f32> = group.iter().map(log_weight).collect();
-        Ok(group[self.draw_index(&weights)?])
+        let group = scores[first..].iter().take(GROUP);
+        let weights = group.map(|score| (f64::from(score - max) / temperature) as f32);
+        let index = first + self.draw_index(&weights.collect::<Vec<_>>())?;
+        Ok(candidates.map_or(index as u32, |ids| ids[index]))
     }
 
     /// An index drawn in proportion to `exp(log_weights)`.

@@ -6,6 +6,7 @@
 use super::bigram;
 use gpt_oss_puzzle::chat::{ChatEvent, ChatRequest, Model};
 use gpt_oss_puzzle::generation::SamplingParams;
+use gpt_oss_puzzle::model::DeviceName;
 use gpt_oss_puzzle::weights::write_tiny_checkpoint;
 
 /// A model of random weights that has forgotten nothing.
@@ -17,9 +18,14 @@ pub fn tiny() -> Model {
 
 /// A model that speaks harmony.
 pub fn speaking() -> Model {
+    speaking_on(DeviceName::Cpu)
+}
+
+/// The same elsewhere.
+pub fn speaking_on(device: DeviceName) -> Model {
     let dir = tempfile::tempdir().unwrap();
     bigram::write_bigram_checkpoint(dir.path());
-    Model::builder(dir.path()).threads(1).context(1024).load().unwrap()
+    Model::builder(dir.path()).device(device).threads(1).context(1024).load().unwrap()
 }
 
 /// A request whose draws are biased by these amounts on these tokens.

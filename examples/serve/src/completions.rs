@@ -45,7 +45,8 @@ pub async fn create(State(app): State<App>, Body(body): Body) -> Result<Response
     });
     let n = request::choices(&app, &body)?;
     let stream = request::stream(&body)?;
-    let begin = app.blocking(move |engine| begin(engine, &body, n));
+    let most = app.options().most_requests();
+    let begin = app.blocking(move |engine| begin(engine, &body, n, most));
     let (answers, choices) = begin.await?;
     let include_usage = stream.as_ref().is_some_and(|stream| stream.include_usage);
     let mut completion = Completion { envelope, n, include_usage, choices };
@@ -67,11 +68,12 @@ pub async fn create(State(app): State<App>, Body(body): Body) -> Result<Response
     Ok(Json(completion.whole()).into_response())
 }
 
-/// Asks the engine, once for each prompt and choice.
+/// Asks the engine, once for each prompt and choice, of which it takes `most`.
 fn begin(
     engine: &Engine,
     body: &Value,
     n: usize,
+    most: usize,
 ) -> Result<(Vec<Answer<GeneratedToken>>, Vec<Choice>), ApiError> {
     fields::check(body, &[fields::COMPLETIONS, fields::ANYWHERE])?;
     let options = options(body)?;
@@ -83,7 +85,16 @@ fn begin(
     let skip = read(body, "skip_special_tokens", "true or false")?.unwrap_or(true);
     let tokenizer = engine.model().tokenizer();
     let (mut answers, mut choices) = (Vec::new(), Vec::new());
-    for prompt in prompts(body)? {
+    let prompts = prompts(body)?;
+    if prompts.len().saturating_mul(n) > most {
+        let message = format!(
+            "prompt has {} prompts with {n} answers each, expected at most {most} answers: as many as run and \
+             wait at once",
+            prompts.len()
+        );
+        return Err(ApiError::invalid("prompt", message));
+    }
+    for prompt in prompts {
         let tokens = match prompt {
             Prompt::Tokens(tokens) => tokens,
             Prompt::Text(text) => tokenizer.encode_with_special(&text)?,

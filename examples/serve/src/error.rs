@@ -45,9 +45,22 @@ impl ApiError {
         let error = ApiError::from(error);
         // The crate's messages begin with the name of what is wrong.
         let name = error.message.split([' ', '.', '[']).next().unwrap_or_default();
+        let name = match name {
+            "message" => "messages",
+            "tool" => "tools",
+            name => name,
+        };
         let param = (error.status == StatusCode::BAD_REQUEST && request.get(name).is_some())
             .then(|| name.to_owned());
         ApiError { param: error.param.or(param), ..error }
+    }
+
+    /// Tells whoever runs the server, of what is not the client's fault nor a matter of time.
+    pub fn log(&self) {
+        let is_fault = self.status == StatusCode::INTERNAL_SERVER_ERROR;
+        if is_fault || self.code == Some("device_error") {
+            eprintln!("error: {}", self.message);
+        }
     }
 
     /// The error object.
@@ -91,6 +104,7 @@ impl From<Error> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
+        self.log();
         let mut response = (self.status, Json(self.json())).into_response();
         if let Some(after) = self.retry_after {
             // Whole seconds, rounded up: 0 would be an invitation to ask in a loop.

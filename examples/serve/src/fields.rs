@@ -136,13 +136,21 @@ pub const COMPLETIONS: &[Refused] = &[
 /// What `/v1/responses` refuses beside that. Fields of Chat Completions are what a client that changes over
 /// may leave behind.
 pub const RESPONSES: &[Refused] = &[
+    no("audio", Never, "answers are texts"),
     no("background", False, "stay connected, with stream if that takes long"),
+    no("best_of", Number(1.0), "send several requests"),
+    no("builtin_tools", Empty, "use /v1/chat/completions"),
+    no("chat_template", Never, "the checkpoint's own is used"),
+    no("chat_template_kwargs", Empty, "its fields go beside input"),
     no("context_management", Empty, "send the items that count"),
     no("conversation", Never, "send previous_response_id, or the conversation's items"),
+    no("documents", Empty, "put them into input"),
+    no("format", Empty, "use text.format"),
     no("function_call", Never, "use tool_choice"),
     no("functions", Empty, "use tools"),
     no("ignore_eos", False, "only /v1/completions goes on after the end of an answer"),
     no("image", Never, "answers are texts"),
+    no("include_reasoning", True, "reasoning is an item of its own"),
     no("logprobs", False, "use top_logprobs"),
     no("max_completion_tokens", Never, "use max_output_tokens"),
     no("max_tokens", Never, "use max_output_tokens"),
@@ -154,9 +162,12 @@ pub const RESPONSES: &[Refused] = &[
     no("reasoning_effort", Never, "use reasoning.effort"),
     no("response_format", Never, "use text.format"),
     no("stop", Empty, "use /v1/chat/completions"),
+    no("stop_token_ids", Empty, "use /v1/chat/completions"),
     no("structured_outputs", Empty, "use text.format"),
+    no("think", Never, "use reasoning.effort"),
     no("truncation", Text("disabled"), "send the items that count"),
     no("verbosity", Text("medium"), "say in the instructions how long to answer"),
+    no("web_search_options", Never, "declare a function that searches"),
 ];
 
 /// Refuses what the tables have.

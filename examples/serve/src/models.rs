@@ -29,7 +29,7 @@ pub async fn model(
 fn object(app: &App, name: &str) -> Value {
     let mut model = json!({
         "id": name, "object": "model", "created": app.started(), "owned_by": "gpt-oss-puzzle",
-        "root": app.options().names[0], "parent": null,
+        "root": app.options().name(), "parent": null,
     });
     if let Ok(engine) = app.engine() {
         model["max_model_len"] = engine.model().context().into();

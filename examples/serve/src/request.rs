@@ -76,11 +76,11 @@ pub fn read<T: DeserializeOwned>(
 /// # Errors
 /// 404 for another model.
 pub fn model(app: &App, request: &Value) -> Result<String, ApiError> {
-    let names = &app.options().names;
+    let options = app.options();
     let Some(name) = read::<String>(request, "model", "a model's name")? else {
-        return Ok(names[0].clone());
+        return Ok(options.name().to_owned());
     };
-    if names.contains(&name) {
+    if options.names.contains(&name) {
         return Ok(name);
     }
     Err(unknown_model(app, &name))

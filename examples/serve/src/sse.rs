@@ -39,7 +39,10 @@ pub fn data(value: &Value) -> Event {
 /// The error, if there is one, and `[DONE]` if not: how streams of chunks end.
 pub fn done(error: Option<ApiError>) -> Vec<Event> {
     match error {
-        Some(error) => vec![data(&error.json())],
+        Some(error) => {
+            error.log();
+            vec![data(&error.json())]
+        }
         None => vec![Event::default().data("[DONE]")],
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 /// How to serve.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What the model is called; the first in answers, the others are understood too.
+    /// What the model is called, at least one name; the first in answers that are asked for by none.
     pub names: Vec<String>,
     /// Keys that requests below /v1 have to come with, one of them; none for everybody.
     pub api_keys: Vec<String>,
@@ -41,6 +41,18 @@ impl Default for Options {
             keep_alive: Duration::from_secs(5),
             engine: EngineOptions::default(),
         }
+    }
+}
+
+impl Options {
+    /// What the model is called by those who do not say.
+    pub fn name(&self) -> &str {
+        self.names.first().map_or("model", String::as_str)
+    }
+
+    /// Most requests that are taken in at once: those that run and those that wait.
+    pub fn most_requests(&self) -> usize {
+        self.engine.max_sequences.saturating_add(self.engine.queue)
     }
 }
 

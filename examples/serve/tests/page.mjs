@@ -92,8 +92,9 @@ const endless = (page) => alter(page, () => ({ logit_bias: Object.fromEntries(EN
 
 /// Nothing is cut off at the side.
 async function fits(page) {
-  const [wanted, given] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
-  assert.ok(wanted <= given, `the page is ${wanted} wide in a window of ${given}`);
+  const widths = () => [document.documentElement, document.querySelector("main")]
+    .map((element) => [element.scrollWidth, element.clientWidth]);
+  for (const [wanted, given] of await page.evaluate(widths)) assert.ok(wanted <= given, `${wanted} in a width of ${given}`);
 }
 
 await test("the page says which model answers", async (page) => {
@@ -110,6 +111,7 @@ await test("a question is answered, with the thought folded and tokens counted",
   assert.equal(await page.locator("article.user").innerText().then((text) => text.includes(FRANCE)), true);
   const thought = answers(page).locator("details.thought");
   assert.equal(await thought.evaluate((details) => details.open), false);
+  assert.equal(await thought.locator("summary").innerText(), "Thought");
   await thought.locator("summary").click();
   assert.match(await thought.locator("div").innerText(), /capital of France/);
   assert.match(await answers(page).locator(".note").innerText(), /^\d+ tokens(, [\d.]+ tokens\/s)?, first after [\d.]+ s$/);
@@ -229,6 +231,15 @@ await test("a server that is gone is said to be", async (page) => {
   assert.match(await page.getByRole("alert").innerText(), /cannot be reached/);
 });
 
+await test("an error in the middle of an answer is shown, and what came before it stays", async (page) => {
+  const body = `data: ${JSON.stringify({ choices: [{ index: 0, delta: { content: "The capital" } }] })}\n\n`
+    + `data: ${JSON.stringify({ error: { message: "the device was lost", type: "server_error" } })}\n\n`;
+  await page.route("**/v1/chat/completions", (route) => route.fulfill({ contentType: "text/event-stream", body }));
+  await ask(page, FRANCE);
+  assert.match(await page.getByRole("alert").innerText(), /the device was lost/);
+  assert.equal(await whole(page), "The capital");
+});
+
 await test("a call of a tool is shown, and its result goes back", async (page) => {
   await page.getByRole("button", { name: "Settings" }).click();
   await page.getByLabel(/^Tools/).fill(JSON.stringify(WEATHER));
@@ -318,9 +329,10 @@ await test("narrow, as on a phone", async (page) => {
   await ask(page, FRANCE);
   await whole(page, 1);
   await fits(page);
-  await box(page).waitFor();
-  const bottom = await box(page).evaluate((box) => box.getBoundingClientRect().bottom);
-  assert.ok(bottom <= 640, `the box ends at ${bottom} of 640`);
+  // The box stays, and the end of the answer comes into view above it.
+  const bottom = (locator) => locator.evaluate((element) => element.getBoundingClientRect().bottom);
+  assert.ok(await bottom(box(page)) <= 640);
+  assert.ok(await bottom(answers(page).nth(1)) <= await bottom(page.locator("main")));
   await shot(page, "narrow");
 }, { viewport: { width: 340, height: 640 }, hasTouch: true, isMobile: true });
 

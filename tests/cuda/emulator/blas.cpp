@@ -10,7 +10,7 @@
 
 // A handle is the stream it works on.
 struct Handle { void *stream = nullptr; };
-enum { SUCCESS = 0, NOT_SUPPORTED = 15, INVALID_VALUE = 7 };
+enum { SUCCESS = 0, NOT_SUPPORTED = 15, INVALID_VALUE = 7, EXECUTION_FAILED = 13 };
 enum { R_32F = 0, R_16BF = 14 };
 
 static size_t width(int type) { return type == R_32F ? 4 : 2; }
@@ -61,6 +61,7 @@ API int cublasGemmEx(void *h, int transa, int transb, int m, int n, int k, const
     const size_t size_b = extent(transb ? n : k, transb ? k : n, ldb) * width(b_type);
     const size_t size_c = extent(m, n, ldc) * width(c_type);
     emulator::Lock lock(emulator::device);
+    if (emulator::lost()) return EXECUTION_FAILED;
     if (!emulator::allocated(a, size_a) || !emulator::allocated(b, size_b) || !emulator::allocated(c, size_c))
         emulator::fail("a product reads or writes outside device memory");
     emulator::put(((Handle *)h)->stream, [=, alpha = *alpha, beta = *beta] {

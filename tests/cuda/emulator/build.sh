@@ -11,7 +11,8 @@
 #
 # EMULATOR_ORDER=ascending|descending is the order of threads and blocks, EMULATOR_MEMORY_MIB the size
 # of the device, EMULATOR_SHARED_KIB (227) its shared memory per block and EMULATOR_CAPABILITY (9.0) what
-# it can. With EMULATOR_NO_CAPTURE streams cannot be captured. EMULATOR_CXXFLAGS adds flags.
+# it can. With EMULATOR_NO_CAPTURE streams cannot be captured. Once there is a file of the name EMULATOR_LOST
+# the device is lost. EMULATOR_CXXFLAGS adds flags.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <unistd.h>
 
 using namespace emulator;
 
@@ -27,6 +28,7 @@ enum Status {
     ILLEGAL_STATE = 401,
     NOT_FOUND = 500,
     NOT_READY = 600,
+    ILLEGAL_ADDRESS = 700,
     NOT_SUPPORTED = 801,
     CAPTURE_UNSUPPORTED = 900,
     CAPTURE_INVALIDATED = 901,
@@ -66,6 +68,15 @@ static bool ended(void *stream) {
     return capture && capture->invalid;
 }
 
+// Once there is a file of the name in EMULATOR_LOST: a launch has read where nothing is. From then on nothing
+// runs, and every call in the context is refused with what that launch did, those that give back too.
+bool emulator::lost() {
+    static const char *const name = getenv("EMULATOR_LOST");
+    static bool gone = false;
+    if (name && !gone) gone = access(name, F_OK) == 0;
+    return gone;
+}
+
 API int cuInit(unsigned) {
     static const bool once = (report_faults(), true);
     return once ? SUCCESS : SUCCESS;
@@ -102,17 +113,29 @@ API int cuCtxSetCurrent(void *) { return SUCCESS; }
 API int cuCtxDestroy_v2(void *) { return SUCCESS; }
 API int cuCtxSynchronize() {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     for (Graph *capture : captures) refused(capture);
     if (!captures.empty()) return CAPTURE_UNSUPPORTED;
     run_everything();
     return SUCCESS;
 }
 
-API int cuStreamCreate(void **stream, unsigned) { Lock lock(device); *stream = create_stream(); return SUCCESS; }
+API int cuStreamCreate(void **stream, unsigned) {
+    Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
+    *stream = create_stream();
+    return SUCCESS;
+}
 API int cuStreamCreateWithPriority(void **stream, unsigned flags, int) { return cuStreamCreate(stream, flags); }
-API int cuStreamDestroy_v2(void *stream) { Lock lock(device); destroy_stream(stream); return SUCCESS; }
+API int cuStreamDestroy_v2(void *stream) {
+    Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
+    destroy_stream(stream);
+    return SUCCESS;
+}
 API int cuStreamSynchronize(void *handle) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     auto stream = stream_of(handle);
     if (!stream) return INVALID_HANDLE;
     if (refused(stream->capture.get())) return CAPTURE_UNSUPPORTED;
@@ -124,6 +147,7 @@ API int cuStreamSynchronize(void *handle) {
 }
 API int cuStreamQuery(void *handle) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     auto stream = stream_of(handle);
     if (!stream) return INVALID_HANDLE;
     if (refused(stream->capture.get())) return CAPTURE_UNSUPPORTED;
@@ -133,6 +157,7 @@ API int cuStreamQuery(void *handle) {
 }
 API int cuStreamWaitEvent(void *stream, void *e, unsigned) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     auto *event = (Event *)e;
     if (!event->stream) return SUCCESS;  // never recorded: nothing to wait for
     if (ended(stream)) return CAPTURE_INVALIDATED;
@@ -147,6 +172,7 @@ API int cuStreamIsCapturing(void *stream, int *status) {
 }
 API int cuStreamBeginCapture_v2(void *handle, int mode) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     auto stream = stream_of(handle);
     if (!stream) return INVALID_HANDLE;
     if (getenv("EMULATOR_NO_CAPTURE")) {
@@ -162,6 +188,7 @@ API int cuStreamBeginCapture_v2(void *handle, int mode) {
 }
 API int cuStreamEndCapture(void *handle, void **graph) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     auto stream = stream_of(handle);
     *graph = nullptr;
     if (!stream || !stream->capture || stream->capture.get() != mine) return ILLEGAL_STATE;
@@ -180,11 +207,12 @@ API int cuGraphInstantiateWithFlags(void **started, void *graph, unsigned long l
     *started = new std::shared_ptr<Graph>(*(std::shared_ptr<Graph> *)graph);
     return SUCCESS;
 }
-API int cuGraphDestroy(void *graph) { Lock lock(device); delete (std::shared_ptr<Graph> *)graph; return SUCCESS; }
+API int cuGraphDestroy(void *graph) { Lock lock(device); delete (std::shared_ptr<Graph> *)graph; return lost() ? ILLEGAL_ADDRESS : SUCCESS; }
 API int cuGraphExecDestroy(void *graph) { return cuGraphDestroy(graph); }
 API int cuGraphUpload(void *, void *) { return SUCCESS; }
 API int cuGraphLaunch(void *graph, void *stream) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (ended(stream)) return CAPTURE_INVALIDATED;
     put(stream, [graph = *(std::shared_ptr<Graph> *)graph] {
         for (const auto &work : graph->work) work();
@@ -192,9 +220,10 @@ API int cuGraphLaunch(void *graph, void *stream) {
     return SUCCESS;
 }
 API int cuEventCreate(void **event, unsigned) { *event = new Event; return SUCCESS; }
-API int cuEventDestroy_v2(void *event) { Lock lock(device); delete (Event *)event; return SUCCESS; }
+API int cuEventDestroy_v2(void *event) { Lock lock(device); delete (Event *)event; return lost() ? ILLEGAL_ADDRESS : SUCCESS; }
 API int cuEventRecord(void *e, void *handle) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     auto *event = (Event *)e;
     if (ended(handle)) return CAPTURE_INVALIDATED;
     if (refused(captured(handle))) return CAPTURE_UNSUPPORTED;
@@ -207,12 +236,14 @@ API int cuEventRecord(void *e, void *handle) {
 }
 API int cuEventSynchronize(void *e) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     auto *event = (Event *)e;
     if (event->stream) run_until(*event->stream, event->position);
     return SUCCESS;
 }
 API int cuEventQuery(void *e) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     auto *event = (Event *)e;
     if (!event->stream || event->stream->done >= event->position) return SUCCESS;
     run_until(*event->stream, event->stream->done + 1);
@@ -228,9 +259,15 @@ API int cuEventElapsedTime(float *ms, void *start, void *end) {
 }
 API int cuEventElapsedTime_v2(float *ms, void *start, void *end) { return cuEventElapsedTime(ms, start, end); }
 
-API int cuMemGetInfo_v2(size_t *free, size_t *total) { Lock lock(device); memory_info(free, total); return SUCCESS; }
+API int cuMemGetInfo_v2(size_t *free, size_t *total) {
+    Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
+    memory_info(free, total);
+    return SUCCESS;
+}
 API int cuMemAlloc_v2(void **pointer, size_t bytes) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (refused()) return CAPTURE_UNSUPPORTED;
     if (bytes == 0) return INVALID_VALUE;
     *pointer = allocate(bytes);
@@ -238,6 +275,7 @@ API int cuMemAlloc_v2(void **pointer, size_t bytes) {
 }
 API int cuMemAllocAsync(void **pointer, size_t bytes, void *stream) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (ended(stream)) return CAPTURE_INVALIDATED;
     if (bytes == 0) return INVALID_VALUE;
     *pointer = allocate(bytes);
@@ -251,12 +289,14 @@ API int cuMemAllocAsync(void **pointer, size_t bytes, void *stream) {
 }
 API int cuMemFree_v2(void *pointer) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (refused()) return CAPTURE_UNSUPPORTED;
     run_everything();
     return !pointer || release(pointer) ? SUCCESS : INVALID_VALUE;
 }
 API int cuMemFreeAsync(void *pointer, void *stream) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (!pointer) return SUCCESS;
     if (ended(stream)) return CAPTURE_INVALIDATED;
     if (!allocated(pointer, 1)) return INVALID_VALUE;
@@ -291,6 +331,7 @@ static bool is_pinned(const void *pointer, size_t bytes) {
 }
 API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     *pointer = malloc(bytes);
     if (!*pointer) return OUT_OF_MEMORY;
     memset(*pointer, 0xff, bytes);
@@ -300,6 +341,7 @@ API int cuMemHostAlloc(void **pointer, size_t bytes, unsigned) {
 API int cuMemAllocHost_v2(void **pointer, size_t bytes) { return cuMemHostAlloc(pointer, bytes, 0); }
 API int cuMemFreeHost(void *pointer) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     auto found = pinned.find((char *)pointer);
     if (found == pinned.end()) return INVALID_VALUE;
     // What was still to be transferred carries this.
@@ -323,6 +365,7 @@ static const void *still_there(const void *pointer, size_t bytes) {
 
 API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (ended(stream)) return CAPTURE_INVALIDATED;
     if (refused(captured(stream))) return CAPTURE_UNSUPPORTED;
     if (bytes && !allocated(to, bytes)) return INVALID_VALUE;
@@ -336,6 +379,7 @@ API int cuMemcpyHtoDAsync_v2(void *to, const void *from, size_t bytes, void *str
 }
 API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (ended(stream)) return CAPTURE_INVALIDATED;
     if (refused(captured(stream))) return CAPTURE_UNSUPPORTED;
     if (bytes && !allocated(from, bytes)) return INVALID_VALUE;
@@ -345,6 +389,7 @@ API int cuMemcpyDtoHAsync_v2(void *to, const void *from, size_t bytes, void *str
 }
 API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *stream) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (ended(stream)) return CAPTURE_INVALIDATED;
     if (bytes && (!allocated(to, bytes) || !allocated(from, bytes))) return INVALID_VALUE;
     put(stream, [=] { memmove(still_there(to, bytes), still_there(from, bytes), bytes); });
@@ -352,6 +397,7 @@ API int cuMemcpyDtoDAsync_v2(void *to, const void *from, size_t bytes, void *str
 }
 API int cuMemsetD8Async(void *to, unsigned char value, size_t bytes, void *stream) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (ended(stream)) return CAPTURE_INVALIDATED;
     if (bytes && !allocated(to, bytes)) return INVALID_VALUE;
     put(stream, [=] { memset(still_there(to, bytes), value, bytes); });
@@ -397,6 +443,7 @@ API int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void *, int, si
 API int cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                        unsigned bz, unsigned shared, void *stream, void **arguments, void **) {
     Lock lock(device);
+    if (lost()) return ILLEGAL_ADDRESS;
     if (ended(stream)) return CAPTURE_INVALIDATED;
     auto *function = (Function *)f;
     const uint64_t threads = uint64_t(bx) * by * bz;
@@ -430,6 +477,7 @@ API int cuGetErrorName(int status, const char **text) {
         case CAPTURE_ISOLATION: *text = "CUDA_ERROR_STREAM_CAPTURE_ISOLATION"; break;
         case INVALID_HANDLE: *text = "CUDA_ERROR_INVALID_HANDLE"; break;
         case NOT_READY: *text = "CUDA_ERROR_NOT_READY"; break;
+        case ILLEGAL_ADDRESS: *text = "CUDA_ERROR_ILLEGAL_ADDRESS"; break;
         case INVALID_IMAGE: *text = "CUDA_ERROR_INVALID_IMAGE"; break;
         case NOT_FOUND: *text = "CUDA_ERROR_NOT_FOUND"; break;
         case NOT_SUPPORTED: *text = "CUDA_ERROR_NOT_SUPPORTED"; break;

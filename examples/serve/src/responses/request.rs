@@ -83,6 +83,10 @@ impl Request {
             return Err(invalid("max_output_tokens", "is 0, expected at least 1"));
         }
         chat.logprobs = logprobs(body)?;
+        // Additions of the chat template and of vLLM.
+        chat.date = read(body, "date", "a date such as 2026-01-02")?;
+        chat.identity = read(body, "model_identity", "a sentence")?;
+        chat.reasoning.max_tokens = read(body, "thinking_token_budget", "a number of tokens")?;
         chat.format = format(body)?;
         let store = read(body, "store", "true or false")?.unwrap_or(true);
         let echo = echo(body, chat.effort.as_str(), store)?;

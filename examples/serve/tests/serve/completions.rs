@@ -113,6 +113,32 @@ async fn what_ends_a_continuation() {
     assert_eq!(ended["choices"][0]["finish_reason"], "stop");
 }
 
+/// A stop string ends the work too, not only what is told of it.
+#[tokio::test]
+async fn nothing_is_made_after_a_stop_string() {
+    let server = server();
+    let request = json!({"stop": " ", "max_tokens": 4000, "ignore_eos": true, "n": 2});
+    let request = with(prompt(), request);
+    server.ask(COMPLETIONS, request.clone()).await;
+    server.stream(COMPLETIONS, request).await;
+    server.until("all ended", |stats| stats.finished + stats.cancelled == 4).await;
+    let made = server.stats().completion_tokens;
+    assert!(made < 1000, "{made} tokens for some spaces");
+}
+
+#[tokio::test]
+async fn choices_are_those_of_seeds_that_follow_each_other() {
+    let server = server();
+    let request = with(prompt(), json!({"temperature": 2, "max_tokens": 30, "seed": 5}));
+    let three = server.ask(COMPLETIONS, with(request.clone(), json!({"n": 3}))).await;
+    for choice in 0..3 {
+        let alone =
+            server.ask(COMPLETIONS, with(request.clone(), json!({"seed": 5 + choice}))).await;
+        assert_eq!(three["choices"][choice]["text"], alone["choices"][0]["text"]);
+    }
+    assert_ne!(three["choices"][0]["text"], three["choices"][1]["text"]);
+}
+
 #[tokio::test]
 async fn control_tokens_are_text_on_demand() {
     let server = server();

@@ -6,6 +6,7 @@ mod completions;
 mod connections;
 mod http;
 mod metrics;
+mod program;
 mod refused;
 mod responses;
 mod server;

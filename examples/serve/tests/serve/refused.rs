@@ -145,6 +145,31 @@ async fn requests_that_the_engine_refuses_are_bad_requests() {
     }
     let again = server.ask(CHAT, question()).await;
     assert_eq!(again["choices"][0]["finish_reason"], "stop");
+    // More answers than ever run and wait at once would be sent away for ever.
+    let many = json!({"prompt": vec!["a"; 137], "n": 2, "max_tokens": 1});
+    let reply = server.post(COMPLETIONS, many).await;
+    assert_eq!(reply.status, StatusCode::BAD_REQUEST);
+    let message = reply.error()["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("137 prompts") && message.contains("at most 272"), "{message}");
+    let most = json!({"prompt": vec!["a"; 125], "n": 2, "max_tokens": 1});
+    assert_eq!(server.ask(COMPLETIONS, most).await["choices"].as_array().unwrap().len(), 250);
+}
+
+/// What is wrong with an element of a list is said of the list.
+#[tokio::test]
+async fn errors_name_the_field_that_is_wrong() {
+    let server = server();
+    let tools = json!([{"type": "function", "function": {"description": "nameless"}}]);
+    for (more, param) in [
+        (json!({"messages": [{"content": "x"}]}), "messages"),
+        (json!({"tools": tools}), "tools"),
+        (json!({"top_p": 2}), "top_p"),
+        (json!({"response_format": {"type": "yaml"}}), "response_format"),
+        (json!({"logprobs": true, "top_logprobs": "x"}), "top_logprobs"),
+    ] {
+        let reply = server.post(CHAT, with(question(), more)).await;
+        assert_eq!(reply.error()["param"], param, "{}", reply.text);
+    }
 }
 
 #[tokio::test]

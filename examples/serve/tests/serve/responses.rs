@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use serve::app::router;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::slice::from_ref;
 use tower::ServiceExt;
 
 const RESPONSES: &str = "/v1/responses";
@@ -127,7 +128,7 @@ async fn a_tool_is_called_and_its_result_answered() {
     let expected = "It is 16 degrees and clear in Rome.";
 
     // The client keeps the conversation, or the server does, or both by halves: the prompt is the same.
-    let all = [&[user.clone()], items.as_slice(), &[output.clone()]].concat();
+    let all = [from_ref(&user), items.as_slice(), from_ref(&output)].concat();
     let sent = ask(&server, request(json!(all))).await;
     let previous = json!({"previous_response_id": first["id"]});
     let kept = ask(&server, with(request(json!([output])), previous)).await;
