@@ -75,9 +75,10 @@ impl Prepared {
             Some(0.0) => 0.0,
             _ => match sampler.ahead {
                 Some(uniform) => uniform,
-                None => *sampler.ahead.insert(sampler.uniform()?),
+                None => sampler.uniform()?,
             },
         };
+        sampler.ahead = Some(uniform);
         let seen = match sampler.penalties() {
             Some(_) => sampler.seen.iter().map(|(&id, &count)| (id, count)).collect(),
             None => Vec::new(),
