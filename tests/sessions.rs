@@ -6,11 +6,10 @@ mod engine;
 
 use engine::{model, reference, whole, words};
 use gpt_oss_puzzle::cache::PAGE_TOKENS;
-use gpt_oss_puzzle::chat::{ChatRequest, ChatResponse, Model};
-use gpt_oss_puzzle::generation::{FinishReason, GenerateOptions, SamplingParams};
-use gpt_oss_puzzle::harmony::{Message, Tool};
+use gpt_oss_puzzle::chat::{ChatRequest, ChatResponse, ChatSession};
+use gpt_oss_puzzle::generation::{GenerateOptions, SamplingParams};
+use gpt_oss_puzzle::harmony::Message;
 use gpt_oss_puzzle::{Engine, EngineOptions};
-use serde_json::json;
 
 fn system() -> ChatRequest {
     ChatRequest::new([Message::system("Be brief.")])
@@ -40,7 +39,7 @@ impl Ask for Sent<'_> {
     }
 }
 
-impl Ask for gpt_oss_puzzle::ChatSession {
+impl Ask for ChatSession {
     fn ask(&mut self, question: String) -> ChatResponse {
         self.send(question).expect("asked").finish().expect("answers")
     }
@@ -138,87 +137,87 @@ fn a_long_prompt_is_read_once() {
     );
 }
 
-fn weather() -> Tool {
-    let city =
-        json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
-    Tool::new("get_weather", "The weather in a city.", city)
-}
+/// Loops of tool calls: with the feature `structured` the model calls for as long as it has to.
+#[cfg(feature = "structured")]
+mod loops {
+    use super::*;
+    use gpt_oss_puzzle::generation::FinishReason;
+    use gpt_oss_puzzle::harmony::{Tool, ToolChoice};
+    use serde_json::json;
 
-/// The model goes on to call for as long as it may not answer.
-fn calling(model: &Model, request: ChatRequest) -> ChatRequest {
-    let id = model.tokenizer().encode_with_special("final").expect("a token")[0];
-    request.sampling(SamplingParams::greedy().logit_bias(id, -100.0))
-}
-
-/// Each step goes on from the call, the turn after the loop from the question that it began with.
-#[test]
-fn a_loop_of_six_calls_goes_on_at_each_step() {
-    let model = model();
-    let engine = model.engine(EngineOptions::default()).expect("starts");
-    let ask = |request: &ChatRequest| whole(engine.chat(request).expect("asked")).expect("answers");
-    let mut request = system().tools([weather()]);
-    request
-        .messages
-        .push(Message::user(format!("{} What is the weather in Oslo?", "red ".repeat(70))));
-    let (mut begin, mut known) = (0, 0);
-    for call in 0..6 {
-        let answer = ask(&calling(&model, request.clone()));
-        assert_eq!(answer.finish_reason, FinishReason::ToolCalls, "{answer:?}");
-        let (prompt, cached) = (answer.usage.prompt_tokens, answer.usage.cached_tokens);
-        match call {
-            0 => begin = prompt,
-            // All that was read and said is there, but for the last page.
-            _ => assert!(known - cached <= PAGE_TOKENS, "call {call}: {cached} of {known}"),
-        }
-        assert!(answer.usage.reasoning_tokens > 0);
-        known = prompt + answer.usage.completion_tokens;
-        let made = answer.tool_calls().next().expect("a call").clone();
-        request.messages.push(answer.message.into());
-        request
-            .messages
-            .push(Message::tool(&made, format!("{{\"temperature\":{call},\"sky\":\"clear\"}}")));
+    fn opening() -> ChatRequest {
+        let city = json!({
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Rome", "Paris"]}},
+            "required": ["city"],
+            "additionalProperties": false,
+        });
+        let request = system().tools([Tool::new("get_weather", "The weather in a city.", city)]);
+        request.message(Message::user("What is the weather in Oslo?"))
     }
-    let answer = ask(&request);
-    assert_eq!(answer.finish_reason, FinishReason::Stop);
-    assert!(known - answer.usage.cached_tokens <= PAGE_TOKENS);
-    request.messages.push(answer.message.into());
-    request.messages.push(Message::user("Thank you. What is 11 + 12?"));
-    let after = ask(&request);
-    assert!(
-        begin > 2 * PAGE_TOKENS && begin <= after.usage.cached_tokens + PAGE_TOKENS,
-        "{begin} {:?}",
-        after.usage
-    );
-    let fresh = reference().chat(&request).expect("answers");
-    assert_eq!(after.tokens, fresh.tokens);
-}
 
-/// The same in a session.
-#[test]
-fn a_loop_of_six_calls_in_a_session() {
-    let model = model();
-    let mut session = model.session(system().tools([weather()]));
-    session.push(Message::user(format!("{} What is the weather in Oslo?", "red ".repeat(70))));
-    let (mut begin, mut known) = (0, 0);
-    for call in 0..7 {
-        let request = session.request().clone();
-        *session.request_mut() = match call < 6 {
-            true => calling(&model, request),
-            false => request.sampling(SamplingParams::greedy()),
-        };
-        let answer = session.respond().expect("asked").finish().expect("answers");
-        let (prompt, cached) = (answer.usage.prompt_tokens, answer.usage.cached_tokens);
-        match call {
-            0 => begin = prompt,
-            _ => assert!(known - cached <= PAGE_TOKENS, "call {call}: {cached} of {known}"),
+    /// Asserts what each step of a loop of six calls goes on from, and the turn after it. `answer` answers a
+    /// conversation and adds its answer to it.
+    fn six_calls(mut answer: impl FnMut(&mut ChatRequest) -> ChatResponse) {
+        let mut request = opening();
+        let (mut begin, mut known, mut thought) = (0, 0, 0);
+        for call in 0..7 {
+            let choice = if call < 6 { ToolChoice::Required } else { ToolChoice::Auto };
+            let mut asked = request.clone().tool_choice(choice);
+            let mut all = reference().render(&asked).expect("a prompt").tokens;
+            let response = answer(&mut asked);
+            request.messages = asked.messages;
+            let usage = response.usage;
+            thought += usage.reasoning_tokens;
+            match call {
+                0 => begin = usage.prompt_tokens,
+                // All that the prompts have in common is there, but for a page and `<|start|>assistant`.
+                _ => assert!(
+                    known <= usage.cached_tokens + PAGE_TOKENS + 2,
+                    "call {call}: {known} tokens are known, {usage:?}"
+                ),
+            }
+            if call < 6 {
+                assert_eq!(response.finish_reason, FinishReason::ToolCalls, "{response:?}");
+                let made = response.tool_calls().next().expect("a call");
+                let result = format!("{{\"temperature\":{call},\"sky\":\"clear\"}}");
+                request.messages.push(Message::tool(made, result));
+                all.extend(&response.tokens);
+                let next = reference().render(&request).expect("a prompt").tokens;
+                known = all.iter().zip(&next).take_while(|(a, b)| a == b).count();
+                assert!(known > usage.prompt_tokens, "what led to the call is kept");
+            }
         }
-        known = prompt + answer.usage.completion_tokens;
-        if let Some(made) = answer.tool_calls().next() {
-            session
-                .push(Message::tool(made, format!("{{\"temperature\":{call},\"sky\":\"clear\"}}")));
-        }
+        assert!(begin > 2 * PAGE_TOKENS && thought > 60, "{begin} {thought}");
+        // The chain of thought of the loop goes, and with it all after the question.
+        request.messages.push(Message::user("Thank you. What is 11 + 12?"));
+        let fresh = reference().chat(&request).expect("answers");
+        let after = answer(&mut request);
+        assert_eq!(after.tokens, fresh.tokens);
+        let cached = after.usage.cached_tokens;
+        assert!((begin - PAGE_TOKENS..known).contains(&cached), "{begin} {:?}", after.usage);
     }
-    let after =
-        session.send("Thank you. What is 11 + 12?").expect("asked").finish().expect("answers");
-    assert!(begin <= after.usage.cached_tokens + PAGE_TOKENS, "{begin} {:?}", after.usage);
+
+    #[test]
+    fn each_step_of_a_loop_goes_on_from_the_call() {
+        let model = model();
+        let engine = model.engine(EngineOptions::default()).expect("starts");
+        six_calls(|request| {
+            let answer = whole(engine.chat(&*request).expect("asked")).expect("answers");
+            request.messages.push(answer.message.clone().into());
+            answer
+        });
+    }
+
+    #[test]
+    fn each_step_of_a_loop_in_a_session_goes_on_from_the_call() {
+        let model = model();
+        let mut session = model.session(opening());
+        six_calls(|request| {
+            session.request_mut().clone_from(request);
+            let answer = session.respond().expect("asked").finish().expect("answers");
+            request.messages = session.messages().to_vec();
+            answer
+        });
+    }
 }

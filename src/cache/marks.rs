@@ -35,6 +35,16 @@ impl Marks {
         }
     }
 
+    /// Would also like to have a mark inside the turn at `position`, beyond all others: one that is to come, or
+    /// that was reached by the last step.
+    pub(crate) fn want(&mut self, position: usize) {
+        let position = position / PAGE_TOKENS * PAGE_TOKENS;
+        let made = self.made.last().copied().max(self.replaces);
+        if Some(position) > self.ahead().last().max(made) {
+            self.ahead.push_back((position, Mark::Inner));
+        }
+    }
+
     /// The positions to come.
     pub(crate) fn ahead(&self) -> impl Iterator<Item = usize> + '_ {
         self.ahead.iter().map(|(position, _)| *position)

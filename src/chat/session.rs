@@ -133,8 +133,9 @@ impl SessionState {
     }
 
     /// Before at most `most` tokens are fed.
-    pub(super) fn before_step(&self, sequence: &mut Sequence, most: usize) {
-        if let Some(marks) = &self.marks {
+    pub(super) fn before_step(&mut self, turn: &Turn, sequence: &mut Sequence, most: usize) {
+        if let Some(marks) = &mut self.marks {
+            turn.boundary().into_iter().for_each(|boundary| marks.want(boundary));
             marks.before_step(sequence, most);
         }
     }

@@ -77,7 +77,7 @@ impl<'m> ChatStream<'m> {
     fn advance(&mut self) -> Result<()> {
         let (model, most) = (self.model, self.model.prefill_chunk());
         if let Some(session) = &mut self.session {
-            session.before_step(&mut self.sequence, most);
+            session.before_step(&self.turn, &mut self.sequence, most);
         }
         let feed = Feed { drive: &mut self.turn, sequence: &mut self.sequence, most };
         advance(model, feed, &self.cancel)?;

@@ -37,6 +37,10 @@ pub(crate) struct Turn {
     calls: usize,
     /// Whether the message that closed last was a tool call.
     called: bool,
+    /// Whether it can end in one.
+    may_call: bool,
+    /// Tokens of the prompt and of the messages that have closed.
+    closed: usize,
     logprobs: Vec<TokenLogprob>,
     /// Which of the generated tokens were forced.
     forced: Vec<usize>,
@@ -74,6 +78,8 @@ impl Turn {
             earlier_calls: earlier_calls(request),
             calls: 0,
             called: false,
+            may_call: request.offers_tools(),
+            closed: 0,
             logprobs: Vec::new(),
             forced: Vec::new(),
             reasoning_tokens: 0,
@@ -119,9 +125,9 @@ impl Turn {
     }
 
     /// Whether the next prompt of the conversation begins with this turn as it was made: no chain of thought
-    /// is dropped from it.
+    /// is dropped from it, and no call is written differently (see [`Drive::boundary`]).
     pub(crate) fn leads_on(&self) -> bool {
-        self.called || self.reasoning_tokens == 0
+        !self.called && self.reasoning_tokens == 0
     }
 
     /// Brings counts and times up to date with the lane's.
@@ -242,6 +248,7 @@ impl Turn {
                 _ => ChatEvent::Text(text),
             }),
             Event::Close(_) => {
+                self.closed = self.lane.tokens().len();
                 self.called = self.open_call().is_some_and(|call| !call.incomplete);
                 self.content = None;
                 if self.called {
@@ -304,6 +311,12 @@ impl Drive for Turn {
         let masked = guide.mask(&mut self.lane);
         self.timings.grammar += started.elapsed();
         masked
+    }
+
+    /// What led to a call stays in the prompt until the loop ends; the call itself is written in another order
+    /// than models make it, and its arguments with other spaces.
+    fn boundary(&self) -> Option<usize> {
+        (self.may_call && self.closed > 0 && !self.is_done()).then_some(self.closed)
     }
 
     /// The parser also ends a turn in which the model goes on to speak for a user or a tool.

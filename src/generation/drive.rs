@@ -28,6 +28,11 @@ pub(crate) trait Drive: Send {
         Ok(())
     }
 
+    /// After how many tokens the next prompt may go on differently, as far as the answer has come.
+    fn boundary(&self) -> Option<usize> {
+        None
+    }
+
     /// Whether nothing follows.
     fn is_done(&self) -> bool;
 

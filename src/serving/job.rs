@@ -170,6 +170,10 @@ impl<D: Tells> Drive for Told<D> {
         self.drive.mask()
     }
 
+    fn boundary(&self) -> Option<usize> {
+        self.drive.boundary()
+    }
+
     fn is_done(&self) -> bool {
         self.drive.is_done()
     }

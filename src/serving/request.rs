@@ -126,7 +126,8 @@ impl Request {
 
     /// Before at most `most` of its tokens are fed.
     pub(super) fn before_step(&mut self, most: usize) {
-        if let (Some(sequence), Some(marks)) = (&mut self.sequence, &self.marks) {
+        if let (Some(sequence), Some(marks)) = (&mut self.sequence, &mut self.marks) {
+            self.job.boundary().into_iter().for_each(|boundary| marks.want(boundary));
             marks.before_step(sequence, most);
         }
     }

@@ -2,6 +2,7 @@
 
 mod faults;
 mod hashing;
+mod inbox;
 mod order;
 mod prefixes;
 mod readers;

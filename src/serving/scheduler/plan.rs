@@ -4,8 +4,8 @@
 //! of a step and the step. With `G` tokens a page, a request needs at most `most(T, G)` pages to get to its end
 //! at `T` tokens; one that needs more than there are is refused when it comes. That nothing waits for ever:
 //!
-//! 1. The first running request, by priority and then arrival, is never preempted by another: who needs pages
-//!    takes them from those behind it.
+//! 1. The first running request that is read, by priority and then arrival, is never preempted by another: who
+//!    needs pages takes them from those that nobody reads, and from those behind it.
 //! 2. It can always go on by a page of tokens, since all others can be preempted and all marks evicted. So
 //!    it ends.
 //! 3. Priorities rise with age while arrival stays, so finitely many requests ever stand before another. The
@@ -16,6 +16,7 @@
 use super::Scheduler;
 use crate::cache::{PAGE_TOKENS, Sequence};
 use crate::serving::request::Request;
+use std::cmp::Ordering;
 use std::time::Instant;
 
 /// What goes into a step so far.
@@ -119,8 +120,9 @@ impl Scheduler {
         }
     }
 
-    /// Plans `count` tokens of the request at `at`, for which those behind it may have to go, or it itself.
-    fn give(&mut self, at: usize, count: usize, plan: &mut Plan) {
+    /// Plans `count` tokens of the request at `at`, for which those may have to go whom nobody reads, those behind
+    /// it, or it itself.
+    fn give(&mut self, mut at: usize, count: usize, plan: &mut Plan) {
         loop {
             let need = self.running[at].need(count);
             if self.prefix.make_free(plan.reserved + need) {
@@ -129,13 +131,13 @@ impl Scheduler {
                 plan.reserved += need;
                 return;
             }
-            // Who is not read goes first, then the last; nobody who is before this one.
-            let is_paused = |at: &usize| self.running[*at].unread_since.is_some();
-            let paused = (at + 1..self.running.len()).rev().find(is_paused);
+            let paused = self.running.iter().rposition(|other| other.unread_since.is_some());
             let victim = paused.unwrap_or(self.running.len() - 1);
             self.unplan(victim, plan);
-            if victim <= at {
-                return;
+            match victim.cmp(&at) {
+                Ordering::Less => at -= 1,
+                Ordering::Equal => return,
+                Ordering::Greater => {}
             }
         }
     }

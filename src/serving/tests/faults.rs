@@ -32,8 +32,9 @@ fn whole(answer: Answer<GeneratedToken>) -> Vec<GeneratedToken> {
 fn a_lost_device_ends_everyone_and_says_so() {
     let mut world = World::new(400, calm());
     let answers: Vec<_> =
-        (0..12).map(|kind| world.ask(&asked(kind, 40, 30), Priority::Normal, None)).collect();
-    (0..3).for_each(|_| assert!(world.turn().unwrap()));
+        (0..12).map(|kind| world.ask(&asked(kind, 100, 30), Priority::Normal, None)).collect();
+    (0..9).for_each(|_| assert!(world.turn().unwrap()));
+    assert!(world.scheduler.stats().cached_pages > 0);
     world.model.faults.lock().unwrap().fail_in = Some((0, 2));
     world.turn().expect("once is no loss");
     let lost = world.turn().unwrap_err();

@@ -46,8 +46,8 @@ fn others_do_not_wait_for_a_prompt() {
 /// Whatever is resumed, at and around the ends of pages, sees what its windows are to see.
 #[test]
 fn what_is_gone_on_from_is_whole() {
-    for share in [1.0, 0.4] {
-        let mut world = World::new(2 * least_pages(), calm().prefix_cache(share));
+    for (pages, share) in [(1000, 1.0), (2 * least_pages(), 1.0), (2 * least_pages(), 0.4)] {
+        let mut world = World::new(pages, calm().prefix_cache(share));
         let text = asked(1, 340, 3);
         for length in [1, 63, 64, 65, 127, 128, 129, 191, 192, 193, 194, 255, 256, 257, 321] {
             let one = super::Asked { prompt: text.prompt[..length].to_vec(), ..text.clone() };
@@ -65,7 +65,7 @@ fn what_is_gone_on_from_is_whole() {
                     assert_eq!(whole.tokens, asked.alone(), "a prompt of {}", asked.prompt.len());
                 }
             }
-            if share == 1.0 {
+            if pages == 1000 {
                 let again = world.ask(&one, NORMAL, None);
                 world.settle();
                 let cached = again.finish().unwrap().usage.cached_tokens;
@@ -116,5 +116,39 @@ fn without_a_prefix_cache_every_page_comes_back() {
     let stats = world.scheduler.stats();
     assert_eq!((stats.cached_pages, stats.free_pages, stats.cached_tokens), (0, 400, 0));
     drop(answers);
+    world.close();
+}
+
+/// A mark that a step goes far beyond is whole all the same: others go on from what is common.
+#[test]
+fn a_prefix_in_the_middle_of_a_step_is_kept() {
+    let mut world = World::new(400, calm().max_step_tokens(512));
+    let first = asked(1, 400, 3);
+    let mut prompt = first.prompt.clone();
+    prompt[150..].iter_mut().for_each(|token| *token = 1 + *token % 23);
+    let other = super::Asked { prompt, ..first.clone() };
+    for (asked, cached) in [(&first, 0), (&other, 128)] {
+        let answer = world.ask(asked, NORMAL, None);
+        world.settle();
+        let whole = answer.finish().unwrap();
+        assert_eq!((&whole.tokens, whole.usage.cached_tokens), (&asked.alone(), cached));
+    }
+    world.close();
+}
+
+/// What goes on from an answer does not read it again.
+#[test]
+fn an_answer_is_part_of_what_is_kept() {
+    let mut world = World::new(400, calm());
+    let first = asked(1, 100, 70);
+    let answer = world.ask(&first, NORMAL, None);
+    world.settle();
+    let said = answer.finish().unwrap().tokens;
+    let prompt = [&first.prompt[..], &said.iter().map(|t| t.id).collect::<Vec<_>>(), &[3]].concat();
+    let next = super::Asked { prompt, ..first };
+    let answer = world.ask(&next, NORMAL, None);
+    world.settle();
+    let whole = answer.finish().unwrap();
+    assert_eq!((whole.usage.cached_tokens, whole.tokens), (128, next.alone()));
     world.close();
 }

@@ -38,7 +38,7 @@ fn a_slow_reader_keeps_its_place_and_then_loses_nothing() {
         let mut world = World::new(400, options().unread(6).reader_grace(grace));
         let asked = asked(1, 100, 60);
         let mut answer = world.ask(&asked, NORMAL, None);
-        let mut read = Vec::new();
+        let (mut read, mut pauses) = (Vec::new(), 0);
         while !world.scheduler.is_idle() {
             // Nothing goes on while nobody reads; those few that are ahead come first.
             while world.turn().unwrap() {}
@@ -50,12 +50,14 @@ fn a_slow_reader_keeps_its_place_and_then_loses_nothing() {
                 false => assert_eq!((stats.running, stats.paused, stats.waiting), (1, 1, 0)),
                 true => assert_eq!((stats.running, stats.paused, stats.waiting), (0, 0, 1)),
             }
+            pauses += 1;
             let some = read_all(&mut answer);
             assert!((4..=8).contains(&some.len()), "{} were ahead", some.len());
             read.extend(some);
         }
         read.extend(read_all(&mut answer));
         assert_eq!(read, asked.alone());
+        assert!(pauses >= 7, "{pauses}");
         assert_eq!(world.scheduler.stats().preempted > 0, grace.is_zero());
         world.close();
     }
@@ -196,4 +198,56 @@ fn an_engine_that_stops_refuses_what_has_not_begun_and_goes_on_with_the_rest() {
     assert_eq!(high.finish().unwrap().tokens, requests[1].alone());
     assert_eq!(low.finish().unwrap().tokens, requests[0].alone(), "it had begun, and waited");
     world.close();
+}
+
+/// Pages run out: who is not read goes before who came later.
+#[test]
+fn who_is_not_read_goes_first() {
+    let options = options().unread(6).reader_grace(HOUR).prefix_cache(0.0);
+    let mut world = World::new(24, options);
+    let requests: Vec<_> = (0..3).map(|kind| asked(kind, 10, 150)).collect();
+    let mut answers: Vec<_> = requests.iter().map(|asked| world.ask(asked, NORMAL, None)).collect();
+    let mut read = vec![Vec::new(); 3];
+    while world.scheduler.stats().preempted == 0 {
+        assert!(world.turn().unwrap());
+        [0, 2].into_iter().for_each(|at| read[at].extend(read_all(&mut answers[at])));
+    }
+    let said = read[2].len();
+    assert!(world.turn().unwrap());
+    assert_eq!(read_all(&mut answers[2]).len(), 1, "after {said} tokens");
+    drop(answers);
+    world.close();
+}
+
+/// From the call on, not from when the model gets to it.
+#[test]
+fn the_time_to_the_first_token_has_the_wait_in_it() {
+    let mut world = World::new(400, calm());
+    let answer = world.ask(&asked(1, 50, 3), NORMAL, None);
+    std::thread::sleep(Duration::from_millis(20));
+    world.settle();
+    let timings = answer.finish().unwrap().timings;
+    assert!(timings.first_token >= Duration::from_millis(20), "{timings:?}");
+    assert!(timings.prefill < timings.first_token);
+    let stats = world.scheduler.stats();
+    assert_eq!((stats.first_token.count(), stats.between_tokens.count()), (1, 2));
+    assert!(stats.first_token.sum() >= 0.02);
+    assert_eq!(stats.completion_tokens, 3);
+    world.close();
+}
+
+/// Its thread has died, or nobody runs it any more.
+#[test]
+fn an_answer_that_nobody_makes_any_more_says_so() {
+    let mut world = World::new(400, calm().max_sequences(1));
+    let answers = [1, 2].map(|kind| world.ask(&asked(kind, 50, 30), NORMAL, None));
+    world.turn().unwrap();
+    drop(world);
+    for mut answer in answers {
+        let mut last = None;
+        while let Poll::Ready(Some(event)) = answer.next_within(Duration::ZERO) {
+            last = Some(event);
+        }
+        assert_eq!(last.unwrap().unwrap_err().kind(), ErrorKind::Stopped);
+    }
 }
