@@ -188,6 +188,8 @@ pub struct Sampler {
     params: SamplingParams,
     seed: u64,
     draw: LogitsProcessor,
+    /// What a device was to draw a token by, until it has: a step that fails is made again.
+    ahead: Option<f64>,
     /// Distinct tokens of prompt and answer, each with how often the answer has it.
     seen: BTreeMap<u32, u32>,
     scores: Vec<f32>,
@@ -208,6 +210,7 @@ impl Sampler {
         let seed = params.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
         Ok(Sampler {
             draw: LogitsProcessor::from_sampling(seed, Sampling::All { temperature: 1.0 }),
+            ahead: None,
             seed,
             seen: prompt.iter().map(|&id| (id, 0)).collect(),
             params,

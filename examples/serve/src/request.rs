@@ -2,7 +2,7 @@
 
 use crate::fields::short;
 use crate::{ApiError, App};
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use gpt_oss_puzzle::serving::{Call, Priority};
@@ -27,16 +27,22 @@ impl FromRequest<App> for Body {
             return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
         let options = app.options();
+        let too_large = || {
+            let message =
+                format!("the body has more than {} bytes, see --body-limit", options.body_limit);
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
+        };
+        // Where its length is told beforehand, none of it has to be read.
+        if request.body().size_hint().lower() > options.body_limit as u64 {
+            return Err(too_large());
+        }
         let body = Bytes::from_request(request, app);
         let body = tokio::time::timeout(options.body_timeout, body).await.map_err(|_| {
             let message = format!("the body did not come within {:?}", options.body_timeout);
             ApiError::new(StatusCode::REQUEST_TIMEOUT, message)
         })?;
         let body = body.map_err(|rejection| match rejection.status() {
-            StatusCode::PAYLOAD_TOO_LARGE => ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                format!("the body has more than {} bytes, see --body-limit", options.body_limit),
-            ),
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             status => ApiError::new(status, rejection.body_text()),
         })?;
         let bad = |message: String| ApiError::new(StatusCode::BAD_REQUEST, message);

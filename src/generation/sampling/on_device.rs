@@ -35,7 +35,10 @@ pub(in crate::generation) fn draw_rows(
     let mut ids = model.draw(logits, &draws.collect::<Vec<_>>())?;
     for (row, id) in rows.iter_mut().zip(&mut ids) {
         match row {
-            Some(row) => id.iter().for_each(|&id| row.sampler.note(id)),
+            Some(row) => {
+                row.sampler.ahead = None;
+                id.iter().for_each(|&id| row.sampler.note(id));
+            }
             None => *id = None,
         }
     }
@@ -70,8 +73,12 @@ impl Prepared {
         let sampler = &mut *row.sampler;
         let uniform = match sampler.params.temperature {
             Some(0.0) => 0.0,
-            _ => sampler.uniform()?,
+            _ => match sampler.ahead {
+                Some(uniform) => uniform,
+                None => sampler.uniform()?,
+            },
         };
+        sampler.ahead = Some(uniform);
         let seen = match sampler.penalties() {
             Some(_) => sampler.seen.iter().map(|(&id, &count)| (id, count)).collect(),
             None => Vec::new(),
@@ -120,5 +127,49 @@ impl Sampler {
             let bits = self.draw_index(&[0.0; 1 << BITS])? as f64;
             Ok((number + bits) / (1 << BITS) as f64)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Sequence;
+    use crate::generation::SamplingParams;
+    use crate::model::{Batch, Device};
+    use crate::{Error, ErrorKind};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Fails at one of its draws, and draws the thousandth that it is told to.
+    struct FailsAt(usize, AtomicUsize);
+
+    impl Forward for FailsAt {
+        fn forward(&self, _: &Batch, _: &mut [&mut Sequence]) -> Result<Tensor> {
+            unreachable!("logits are given")
+        }
+
+        fn draw(&self, _: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Option<u32>>> {
+            match self.1.fetch_add(1, Ordering::Relaxed) == self.0 {
+                true => Err(Error::new(ErrorKind::Device, "planned")),
+                false => Ok(draws.iter().map(|d| Some((d.uniform * 1000.0) as u32)).collect()),
+            }
+        }
+    }
+
+    /// A seed's tokens are the same where a step is made again.
+    #[test]
+    fn a_draw_that_failed_is_the_next() {
+        let logits = Tensor::new(&[[0f32; 1000]], &Device::Cpu).unwrap();
+        let drawn = |fails_at: usize| {
+            let params = SamplingParams::default().seed(3);
+            let mut sampler = Sampler::new(params, &[], 1000).unwrap();
+            let model = FailsAt(fails_at, AtomicUsize::new(0));
+            let draw = || {
+                let row = DrawRow { sampler: &mut sampler, allowed: None, forbidden: &[] };
+                draw_rows(&model, &logits, &mut [Some(row)])
+            };
+            let ids = std::iter::repeat_with(draw).filter_map(Result::ok).flatten().flatten();
+            ids.take(8).collect::<Vec<u32>>()
+        };
+        assert_eq!(drawn(3), drawn(usize::MAX));
     }
 }

@@ -181,6 +181,31 @@ async fn numbers_of_other_servers_are_understood() {
     assert_eq!(answer["choices"], plain["choices"]);
 }
 
+#[tokio::test]
+async fn a_thought_is_shown_unless_it_is_not_wanted() {
+    let server = server();
+    let message = |more: Value| {
+        let asked = server.ask(CHAT, with(question(), more));
+        async move { asked.await["choices"][0]["message"].clone() }
+    };
+    let (shown, hidden) =
+        (message(json!({})).await, message(json!({"include_reasoning": false})).await);
+    assert!(shown["reasoning_content"].is_string() && hidden.get("reasoning_content").is_none());
+    assert_eq!(shown["content"], hidden["content"]);
+}
+
+/// What one tenant has asked, another cannot tell from how fast the answer comes.
+#[tokio::test]
+async fn caches_are_apart_by_their_salt() {
+    let server = server();
+    let cached = |salt: &str| {
+        let asked = server.ask(CHAT, with(question(), json!({"cache_salt": salt})));
+        async move { asked.await["usage"]["prompt_tokens_details"]["cached_tokens"].clone() }
+    };
+    assert_eq!((cached("a").await, cached("b").await), (json!(0), json!(0)));
+    assert_eq!((cached("a").await, cached("b").await), (json!(64), json!(64)));
+}
+
 /// Turns of a conversation begin with what is cached.
 #[tokio::test]
 async fn a_second_turn_finds_the_first_in_the_cache() {

@@ -117,9 +117,13 @@ async fn what_ends_a_continuation() {
 #[tokio::test]
 async fn nothing_is_made_after_a_stop_string() {
     let server = server();
-    let request = json!({"stop": " ", "max_tokens": 4000, "ignore_eos": true, "n": 2});
+    let request =
+        json!({"stop": " ", "max_tokens": 4000, "ignore_eos": true, "n": 2, "logprobs": 0});
     let request = with(prompt(), request);
-    server.ask(COMPLETIONS, request.clone()).await;
+    let answer = server.ask(COMPLETIONS, request.clone()).await;
+    let tokens = |choice: &Value| choice["logprobs"]["tokens"].as_array().unwrap().len();
+    let told: usize = answer["choices"].as_array().unwrap().iter().map(tokens).sum();
+    assert_eq!(answer["usage"]["completion_tokens"], told, "what came after it is not counted");
     server.stream(COMPLETIONS, request).await;
     server.until("all ended", |stats| stats.finished + stats.cancelled == 4).await;
     let made = server.stats().completion_tokens;

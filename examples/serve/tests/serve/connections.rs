@@ -8,7 +8,7 @@ use serve::{Options, server::serve};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -34,13 +34,16 @@ async fn listen(options: Options, within: Duration) -> Listening {
 async fn ask(address: SocketAddr, body: &Value) -> TcpStream {
     let mut connection = TcpStream::connect(address).await.unwrap();
     let body = body.to_string();
-    let head = format!(
+    connection.write_all(format!("{}{body}", head(&body)).as_bytes()).await.unwrap();
+    connection
+}
+
+fn head(body: &str) -> String {
+    format!(
         "POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
          connection: close\r\ncontent-length: {}\r\n\r\n",
         body.len()
-    );
-    connection.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
-    connection
+    )
 }
 
 /// All that comes, until the server closes.
@@ -107,6 +110,32 @@ async fn more_than_can_wait_are_sent_away_with_a_time() {
     assert_eq!(server.post(COMPLETIONS, again).await.status, StatusCode::OK);
 }
 
+/// Of those that wait, the one that somebody waits for goes first.
+#[tokio::test(flavor = "multi_thread")]
+async fn priorities_are_kept_to() {
+    let engine = EngineOptions::default().max_sequences(1);
+    let options = Options { engine, ..Options::default() };
+    let listening = listen(options, Duration::from_secs(10)).await;
+    let server = &listening.server;
+    let running = ask(listening.address, &endless()).await;
+    server.until("one runs", |stats| stats.running == 1).await;
+    let (ended, mut order) = tokio::sync::mpsc::unbounded_channel();
+    for (number, priority) in [json!("low"), json!(0), json!(-1)].into_iter().enumerate() {
+        let fields = json!({"priority": priority, "max_tokens": 200});
+        let asked = ask(listening.address, &with(endless(), fields)).await;
+        server.until("it waits", |stats| stats.waiting == number + 1).await;
+        let ended = ended.clone();
+        tokio::spawn(async move {
+            assert!(rest(asked).await.starts_with("HTTP/1.1 200"));
+            ended.send(priority).unwrap();
+        });
+    }
+    drop(running);
+    for expected in [json!(-1), json!(0), json!("low")] {
+        assert_eq!(order.recv().await, Some(expected));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_has_its_time() {
     let engine = EngineOptions::default().max_sequences(1).deadline(Duration::from_millis(300));
@@ -163,6 +192,24 @@ async fn a_server_does_not_wait_for_ever() {
     let text = running.await.unwrap();
     assert!(text.contains("\"finish_reason\":\"length\""), "{text}");
     drop(idle);
+}
+
+/// A client that neither reads nor goes away keeps the server for some seconds, not for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_does_not_wait_for_a_silent_reader() {
+    let listening = listen(Options::default(), Duration::from_millis(50)).await;
+    // More than the system keeps for a connection.
+    let body = with(endless(), json!({"stream": true, "n": 4, "logprobs": 100})).to_string();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut silent = socket.connect(listening.address).await.unwrap();
+    let head = head(&body);
+    silent.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+    listening.server.until("nobody reads", |stats| stats.paused > 0).await;
+    listening.stop.send(()).unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(20), listening.ended);
+    ended.await.expect("within some seconds").unwrap().unwrap();
+    drop(silent);
 }
 
 /// A long prompt is read while comments keep the connection alive.

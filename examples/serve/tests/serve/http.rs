@@ -3,7 +3,8 @@
 use crate::server::{CHAT, COMPLETIONS, loading, post, question, server, server_with};
 use axum::body::Body;
 use axum::http::{Method, Request, StatusCode};
-use serve::Options;
+use axum::response::IntoResponse;
+use serve::{ApiError, Options};
 use std::time::Duration;
 
 #[tokio::test]
@@ -198,6 +199,18 @@ async fn a_server_is_ready_when_its_model_is_loaded() {
     let reply = broken.get("/health").await;
     assert_eq!(reply.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(reply.error()["message"].as_str().unwrap().contains("no such file"));
+}
+
+/// A time to come back in is never none at all, which would be an invitation to ask in a loop.
+#[test]
+fn times_to_come_back_in_are_whole_seconds() {
+    for (millis, expected) in [(0, "1"), (1, "1"), (1000, "1"), (1001, "2"), (90_000, "90")] {
+        let error = ApiError {
+            retry_after: Some(Duration::from_millis(millis)),
+            ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, "later")
+        };
+        assert_eq!(error.into_response().headers()["retry-after"], expected);
+    }
 }
 
 /// Each response has an id, none like another, by which a log can be searched.
