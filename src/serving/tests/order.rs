@@ -2,6 +2,7 @@
 
 use super::{World, asked, calm, least_pages, read_all};
 use crate::cache::PAGE_TOKENS;
+use crate::cache::testing::cache;
 use crate::generation::FinishReason;
 use crate::serving::Priority;
 use crate::serving::request::Terms;
@@ -243,6 +244,19 @@ fn two_that_hold_their_beginnings_do_not_wait_for_each_other() {
         }
         world.close();
     }
+}
+
+/// The whole of what a step takes would not fit, a page at a time does.
+#[test]
+fn a_prompt_that_fits_in_parts_is_read_in_parts() {
+    let pages = cache(&super::WINDOWS, 1).windows().most(610, PAGE_TOKENS);
+    let mut world = World::new(pages, calm().max_step_tokens(512));
+    let asked = asked(1, 600, 10);
+    let answer = world.ask(&asked, NORMAL, None);
+    world.settle();
+    assert_eq!(answer.finish().unwrap().tokens, asked.alone());
+    assert_eq!(world.scheduler.stats().preempted, 0);
+    world.close();
 }
 
 /// As many places as there are, and no more.

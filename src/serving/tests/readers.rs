@@ -2,9 +2,10 @@
 
 use super::{World, asked, calm, options, read_all};
 use crate::ErrorKind;
+use crate::chat::ChatEvent;
 use crate::generation::FinishReason;
 use crate::serving::Priority;
-use crate::serving::answer::stopped;
+use crate::serving::answer::{Event, stopped};
 use crate::serving::job::Continuation;
 use crate::serving::request::Terms;
 use std::task::Poll;
@@ -250,4 +251,18 @@ fn an_answer_that_nobody_makes_any_more_says_so() {
         }
         assert_eq!(last.unwrap().unwrap_err().kind(), ErrorKind::Stopped);
     }
+}
+
+#[test]
+fn what_is_told_together_is_of_one_kind() {
+    use ChatEvent::{Reasoning, Text, ToolCallDelta, ToolCallDone};
+    let delta = |index, text: &str| ToolCallDelta { index, arguments: text.into() };
+    let mut text = Text("a".into());
+    assert_eq!(text.append(Text("b".into())), None);
+    assert_eq!(text, Text("ab".into()));
+    assert_eq!(text.append(Reasoning("c".into())), Some(Reasoning("c".into())));
+    let mut call = delta(0, "x");
+    assert_eq!(call.append(delta(1, "y")), Some(delta(1, "y")));
+    assert_eq!((call.append(delta(0, "z")), call), (None, delta(0, "xz")));
+    assert!(!text.is_urgent() && ToolCallDone { index: 0 }.is_urgent());
 }
