@@ -237,6 +237,11 @@ impl Lane {
         Some(GeneratedToken { id, logprobs: None, forced: true })
     }
 
+    /// Whether only one token may come next.
+    pub(super) fn has_only_choice(&self) -> bool {
+        self.allowed.as_ref().is_some_and(|allowed| allowed.only().is_some())
+    }
+
     /// The only token that may come next. No logits are needed for it.
     pub(super) fn only_choice(&mut self) -> Option<GeneratedToken> {
         let id = self.allowed.as_ref()?.only()?;

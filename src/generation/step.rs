@@ -109,7 +109,7 @@ pub(crate) fn step(
     drives.iter_mut().for_each(|drive| drive.lane_mut().fed());
     let rows = drives.into_iter().zip(drawing).enumerate().filter_map(|(row, (drive, number))| {
         let lane = outcomes[number].is_ok().then(|| drive.lane_mut())?;
-        Some(Row { row, number, lane, token: None })
+        Some(Row { row, number, lane, logits: None, token: None })
     });
     for row in draw(model, &logits, rows.collect(), began)? {
         outcomes[row.number] = row.token.transpose();
@@ -150,6 +150,8 @@ struct Row<'a> {
     row: usize,
     number: usize,
     lane: &'a mut Lane,
+    /// The row itself, where it was on a device and has to come here.
+    logits: Option<Vec<f32>>,
     token: Option<Result<GeneratedToken>>,
 }
 
@@ -160,10 +162,13 @@ fn draw<'a>(
     mut rows: Vec<Row<'a>>,
     began: Instant,
 ) -> Result<Vec<Row<'a>>> {
-    for row in &mut rows {
-        row.token = row.lane.only_choice().map(Ok);
+    // What a device can refuse comes before anybody has taken a token.
+    let on_device = |row: &Row<'_>| !row.lane.has_only_choice() && !row.lane.draws_on_host();
+    if model.is_on_device() {
+        for row in rows.iter_mut().filter(|row| row.lane.draws_on_host()) {
+            row.logits = Some(logits.get(row.row)?.to_vec1()?);
+        }
     }
-    let on_device = |row: &Row<'_>| row.token.is_none() && !row.lane.draws_on_host();
     if model.is_on_device() && rows.iter().any(on_device) {
         let mut draws: Vec<_> = (0..logits.dim(0)?).map(|_| None).collect();
         for row in rows.iter_mut().filter(|row| on_device(row)) {
@@ -179,10 +184,16 @@ fn draw<'a>(
     model.each(rows.len(), &|index| {
         let mut row = rows[index].lock().unwrap_or_else(PoisonError::into_inner);
         if row.token.is_none() {
-            let at = row.row;
+            let (at, fetched) = (row.row, row.logits.take());
             let lane = &mut *row.lane;
             row.token = Some(guarded(|| {
-                let logits: Vec<f32> = logits.get(at)?.to_vec1()?;
+                if let Some(token) = lane.only_choice() {
+                    return Ok(token);
+                }
+                let logits = match fetched {
+                    Some(logits) => logits,
+                    None => logits.get(at)?.to_vec1()?,
+                };
                 lane.draw_from(&logits, began).map_err(|e| match model.diagnose() {
                     Some(why) if e.kind() == ErrorKind::Numeric => {
                         Error::new(e.kind(), format!("{e}: {why}"))
