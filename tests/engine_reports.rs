@@ -150,7 +150,8 @@ fn what_has_failed_is_neither_run_again_nor_cached() {
     let (engine, other) = (model().expect("loads"), model().expect("loads"));
     let engine = engine.engine(EngineOptions::default()).expect("an engine");
     let prompt: Vec<u32> = (0..200).map(|i| i * 7 % 70).collect();
-    let poisoned = [prompt.as_slice(), &[POISON]].concat();
+    // Before the first place that a later request could begin from.
+    let poisoned = [&prompt[..30], &[POISON], &prompt[30..]].concat();
     let options = likeliest().max_tokens(50);
     let expected: Vec<u32> = other
         .generate(prompt.as_slice(), &options)
@@ -160,12 +161,13 @@ fn what_has_failed_is_neither_run_again_nor_cached() {
     for _ in 0..2 {
         let fails = engine.generate(poisoned.as_slice(), &options).expect("taken");
         let beside = engine.generate(prompt.as_slice(), &options).expect("taken");
-        let error = whole(fails).err().expect("fails");
+        let error = whole(fails).expect_err("fails");
         assert_eq!(error.kind(), ErrorKind::Numeric, "{error}");
         assert_eq!(ids(&whole(beside).expect("answered")), expected);
     }
     let stats = settled(&engine);
     assert_eq!((stats.failed, stats.finished), (2, 2), "{stats:?}");
+    assert_eq!(stats.cached_tokens, 192, "the second time, of the prompt that was answered");
 }
 
 // The draws begin anew after a request gave way: its seed no longer gives its answer.
@@ -295,7 +297,7 @@ fn a_schema_that_breaks_ends_its_own_request() {
     for schema in [json!({"type": "strin"}), json!({"$ref": "#/nowhere"}), json!({"properties": 5})]
     {
         let request = question("What is 17 + 25?").format(Format::json_schema(schema.clone()));
-        let error = engine.chat(request).and_then(whole).err().expect("refused");
+        let error = engine.chat(request).and_then(whole).expect_err("refused");
         assert_eq!(error.kind(), ErrorKind::InvalidRequest, "{schema}: {error}");
     }
     assert_eq!(ids(&whole(beside).expect("answered")), expected);
