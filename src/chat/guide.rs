@@ -186,12 +186,16 @@ impl Guide {
         matches!(self.state, State::Content(..))
     }
 
-    /// Has the next token be one that may come next, inside a message.
+    /// Has the next token be one that may come next, inside a message; the only one is forced.
     ///
     /// # Errors
     /// As [`Grammar::next`]; `InvalidRequest` when the text can neither go on nor end.
     pub(super) fn mask(&mut self, lane: &mut Lane) -> Result<()> {
         let State::Content(content, grammar) = &mut self.state else { return Ok(()) };
+        // Found out before, for a step that failed.
+        if lane.is_forcing() {
+            return Ok(());
+        }
         let ends = ends(*content, &self.special);
         let (mut allowed, may_end) = match grammar {
             None => ((*self.text).clone(), true),
@@ -212,7 +216,10 @@ impl Guide {
             (false, true) => ends.iter().for_each(|id| allowed.insert(*id)),
             (false, false) => {}
         }
-        lane.allow(allowed);
+        match allowed.only() {
+            Some(id) => lane.force(&[id])?,
+            None => lane.allow(allowed),
+        }
         Ok(())
     }
 

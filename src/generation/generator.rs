@@ -110,9 +110,8 @@ impl<'m> Generator<'m> {
     }
 
     /// Has the next token that is drawn be one of `ids`, whatever their bias, and none that is
-    /// forbidden; any after it may be any again. That of a set of one is not drawn but forced. Called anew
-    /// it replaces what it allowed before. When nothing is left that can be drawn, the next step is an
-    /// error, `InvalidRequest`.
+    /// forbidden; any after it may be any again. Called anew it replaces what it allowed before. When
+    /// nothing is left that can be drawn, the next step is an error, `InvalidRequest`.
     pub fn allow(&mut self, ids: TokenSet) {
         self.plain.lane_mut().allow(ids);
     }

@@ -142,8 +142,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Has the next token that is drawn be one of `ids`, see [`super::Generator::allow`]. That of a set of one
-    /// is not drawn but forced.
+    /// Has the next token that is drawn be one of `ids`, see [`super::Generator::allow`].
     pub(crate) fn allow(&mut self, ids: TokenSet) {
         self.allowed = Some(ids);
     }
@@ -235,19 +234,6 @@ impl Lane {
         self.sampler.note(id);
         self.count(id);
         Some(GeneratedToken { id, logprobs: None, forced: true })
-    }
-
-    /// Whether only one token may come next.
-    pub(super) fn has_only_choice(&self) -> bool {
-        self.allowed.as_ref().is_some_and(|allowed| allowed.only().is_some())
-    }
-
-    /// The only token that may come next. No logits are needed for it.
-    pub(super) fn only_choice(&mut self) -> Option<GeneratedToken> {
-        let id = self.allowed.as_ref()?.only()?;
-        self.force(&[id]).ok()?;
-        self.restrictions_end();
-        self.take_forced()
     }
 
     /// The step that began at `began` has given logits.

@@ -163,7 +163,7 @@ fn draw<'a>(
     began: Instant,
 ) -> Result<Vec<Row<'a>>> {
     // What a device can refuse comes before anybody has taken a token.
-    let on_device = |row: &Row<'_>| !row.lane.has_only_choice() && !row.lane.draws_on_host();
+    let on_device = |row: &Row<'_>| !row.lane.is_forcing() && !row.lane.draws_on_host();
     if model.is_on_device() {
         for row in rows.iter_mut().filter(|row| row.lane.draws_on_host()) {
             row.logits = Some(logits.get(row.row)?.to_vec1()?);
@@ -187,7 +187,8 @@ fn draw<'a>(
             let (at, fetched) = (row.row, row.logits.take());
             let lane = &mut *row.lane;
             row.token = Some(guarded(|| {
-                if let Some(token) = lane.only_choice() {
+                // A mask may have left no choice.
+                if let Some(token) = lane.take_forced() {
                     return Ok(token);
                 }
                 let logits = match fetched {
