@@ -20,19 +20,6 @@ use serde_json::{Map, Value, json};
 /// What a request without `max_tokens` gets, as with OpenAI.
 const MAX_TOKENS: usize = 16;
 
-/// Fields that [`SamplingParams`] has under the same name.
-const SAMPLING: [&str; 9] = [
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-];
-
 /// Continues a prompt, or several: a text in which control tokens are control tokens, or token ids.
 ///
 /// # Errors
@@ -112,7 +99,7 @@ fn begin(
 }
 
 fn options(body: &Value) -> Result<GenerateOptions, ApiError> {
-    let mut sampling: Map<String, Value> = (SAMPLING.iter())
+    let mut sampling: Map<String, Value> = (SamplingParams::FIELDS.iter())
         .filter_map(|name| Some((name.to_string(), field(body, name)?.clone())))
         .collect();
     request::any_top_k(&mut sampling);

@@ -8,19 +8,6 @@ use crate::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-/// Fields that [`SamplingParams`] has under the same name; some are additions of other servers.
-const SAMPLING: [&str; 9] = [
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-];
-
 impl ChatRequest {
     /// Reads a request to OpenAI's chat API.
     ///
@@ -58,7 +45,7 @@ impl ChatRequest {
         fields.expect("n", "1", |n| *n == 1)?;
         fields.expect("functions", "tools", |_| false)?;
         fields.expect("function_call", "tool_choice", |_| false)?;
-        let sampling: Map<String, Value> = (SAMPLING.iter())
+        let sampling: Map<String, Value> = (SamplingParams::FIELDS.iter())
             .filter_map(|name| Some((name.to_string(), fields.get(name)?.clone())))
             .collect();
         let sampling: SamplingParams = serde_json::from_value(sampling.into()).map_err(|e| {

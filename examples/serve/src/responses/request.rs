@@ -11,19 +11,6 @@ use gpt_oss_puzzle::harmony::{Message, Tool, ToolChoice};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-/// Fields that [`SamplingParams`] has under the same name; some are additions of other servers.
-const SAMPLING: [&str; 9] = [
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "logit_bias",
-    "seed",
-];
-
 /// What may be asked to be included. Items of hosted tools and images never occur, and a reasoning item
 /// has its text in the clear: all of these but log-probabilities ask for nothing more.
 const INCLUDE: [&str; 8] = [
@@ -183,7 +170,7 @@ fn one_of(parent: &Value, path: &str, values: &[&str]) -> Result<(), ApiError> {
 fn sampling(body: &Value) -> Result<SamplingParams, ApiError> {
     let mut given = Map::new();
     let mut sampling = SamplingParams::default();
-    for name in SAMPLING {
+    for name in SamplingParams::FIELDS {
         let Some(value) = field(body, name) else { continue };
         given.insert(name.into(), value.clone());
         any_top_k(&mut given);
